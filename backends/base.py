@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a hypervisor must offer to run containers: a ``Backend`` that plans, and a ``Driver`` per guest.
+
+The fake and the real ones pass one conformance suite (tests/unit/conformance.py). Adding a backend is adding a folder
+and a line in ``detect.py``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msgspec
+
+    from consoles.sources.base import Source
+    from runphi_async.partition.spec import GuestSpec, PartitionPlan
+
+
+class Capabilities(NamedTuple):
+    """What a backend can do on this machine: one line for people, and the architectures it runs."""
+
+    summary: str
+    arches: tuple[str, ...]
+
+
+class Level(StrEnum):
+    """How much a finding of ``runphi doctor`` matters."""
+
+    OK = "ok"
+    #: nothing is wrong, but somebody may want to know
+    NOTE = "note"
+    #: something that some containers need is missing
+    WARNING = "warning"
+    #: nothing works before this is mended
+    ERROR = "error"
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    :ivar area: what it belongs to, such as ``host`` or a backend's name.
+    :ivar text: what was found, one line.
+    :ivar mend: what to do about it, "" when there is nothing to do.
+    """
+
+    level: Level
+    area: str
+    text: str
+    mend: str = ""
+
+
+class Verdict(NamedTuple):
+    """How a guest ended.
+
+    :ivar code: exit status for the engine, 0 to 255.
+    :ivar reason: one line for people; recorded and shown by ``state`` and ``events``.
+    """
+
+    code: int
+    reason: str
+
+
+class Evidence(NamedTuple):
+    """What the runtime itself knows of a guest's end; drivers add what their hypervisor says.
+
+    :ivar killed_by: signal that asked for the end, None if nobody did.
+    :ivar oom_kills: how often the kernel's out-of-memory killer struck in the container's cgroup.
+    :ivar booted: whether the guest was ever started.
+    """
+
+    killed_by: int | None
+    oom_kills: int
+    booted: bool
+
+
+class Inheritance(NamedTuple):
+    """Descriptors the driver hands to the init stub; the stub keeps them over a supervisor's death.
+
+    :ivar events: FIFO of the VMM's events.
+    :ivar control: FIFO of the guest's control port.
+    :ivar extra: further ones for the VMM, as descriptors 10, 11, …
+    """
+
+    events: int
+    control: int
+    extra: tuple[int, ...]
+
+
+class Told(NamedTuple):
+    """What a driver calls back.
+
+    :ivar ended: once, when the guest is gone.
+    :ivar done: the guest has nothing more to do and says how many bytes it printed in all: destroy it when they
+        have arrived. Only guests that can say so.
+    :ivar say: a line for the console: why the guest cannot run what it was asked to.
+    """
+
+    ended: Callable[[], None]
+    done: Callable[[int], None]
+    say: Callable[[str], None]
+
+
+class Driver(Protocol):
+    """One guest, from before its creation to after its end. Methods are called by one task at a time."""
+
+    #: command that becomes a child of the init stub; empty when the hypervisor has no process per guest
+    command: tuple[str, ...]
+
+    async def prepare(self) -> None:
+        """Write files, make FIFOs and start helpers, before the stub exists (the original's ``mount``)."""
+        ...
+
+    def inheritance(self) -> Inheritance:
+        """Return what the stub is to keep; the driver closes its own copies in ``watch``."""
+        ...
+
+    def console(self) -> Source | None:
+        """Return what the guest's console is read from; None: the FIFO pair con.in and con.out of the record.
+
+        Asked once, behind ``prepare`` or before ``adopt``. It is opened when the stub runs, tried again while it
+        cannot be, and closed behind the guest's end; a source may look up where the console is when it is opened.
+        """
+        ...
+
+    def helpers(self) -> list[int]:
+        """Return pids of helper processes, to be put into the container's cgroup."""
+        ...
+
+    async def watch(self, told: Told) -> None:
+        """The stub runs: begin to watch the guest and call back."""
+        ...
+
+    async def adopt(self, told: Told) -> bool | None:
+        """Take over a guest that an earlier supervisor made.
+
+        :returns: whether it had been started; None: it has ended meanwhile, and ``told`` will hear of it.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Let the guest execute its first instruction."""
+        ...
+
+    async def suspend(self) -> None:
+        """Stop the guest where it stands."""
+        ...
+
+    async def resume(self) -> None:
+        """Let a suspended guest go on."""
+        ...
+
+    async def deliver(self, signal: int) -> bool:
+        """Pass a signal to the guest in whatever way it understands; False: it has none, nothing was done."""
+        ...
+
+    def rang(self) -> None:
+        """The stub rang its bell: something was written down."""
+        ...
+
+    async def stop(self) -> bool:
+        """Ask the guest to end by itself; False: it has no ear for that."""
+        ...
+
+    def destroy(self) -> None:
+        """End the guest at once. ``on_end`` follows."""
+        ...
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell the guest how large its terminal is, if it can be told."""
+        ...
+
+    async def send_break(self) -> bool:
+        """Send a serial break; False: this guest's console has none."""
+        ...
+
+    def end_of_input(self, total: int) -> None:
+        """The engine's stdin has ended after ``total`` bytes."""
+        ...
+
+    def settle(self, evidence: Evidence) -> Verdict:
+        """The guest has ended: read what is left of its channels and say how."""
+        ...
+
+    async def release(self) -> None:
+        """Let go of everything outside the record directory. Always ends.
+
+        Called for a driver that neither watched nor adopted its guest, it also removes what was made of the guest.
+        """
+        ...
+
+    async def bury(self) -> None:
+        """End what there is of a guest whose init stub is gone, or that was never finished, and release.
+
+        Called instead of ``adopt``, after the container's cgroup was emptied. Always ends.
+        """
+        ...
+
+
+class Planner(Protocol):
+    """What can say how a partition would be made on one hypervisor."""
+
+    name: str
+
+    async def plan(self, spec: GuestSpec) -> PartitionPlan:
+        """Plan a partition; decides only, changes nothing.
+
+        :raises PlanError: what was asked for cannot be had.
+        """
+        ...
+
+
+class Backend(Planner, Protocol):
+    """One hypervisor on this machine."""
+
+    async def probe(self) -> Capabilities:
+        """Return what the hypervisor can do here.
+
+        :raises BackendError: it cannot be used, and why.
+        """
+        ...
+
+    async def examine(self) -> list[Finding]:
+        """Look at everything the backend needs on this machine; ``runphi doctor`` shows what was found."""
+        ...
+
+    async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> PartitionPlan:
+        """Claim what the plan needs, where the hypervisor has no allocator; the driver's ``release`` frees it.
+
+        :param owner: name of the record.
+        :returns: the plan to carry out: what was free when it was planned may be somebody's by now.
+        :raises PlanError: it cannot be had any more.
+        """
+        ...
+
+    def driver(self, plan: PartitionPlan, directory: str) -> Driver:
+        """Return the driver of a new guest whose record lies in ``directory``."""
+        ...
+
+    def remember(self, plan: PartitionPlan) -> msgspec.Raw:
+        """Return what ``recall`` needs, as JSON."""
+        ...
+
+    def recall(self, plan: msgspec.Raw, directory: str) -> Driver:
+        """Return the driver of a guest that an earlier supervisor made."""
+        ...

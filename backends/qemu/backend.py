@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU as a backend: finds an accelerator by proof, plans, and makes drivers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+
+from backends.base import Capabilities, Finding, Level
+from backends.qemu import accel
+from backends.qemu import plan as planning
+from backends.qemu.driver import QMP_FD, Memory, QemuDriver
+from backends.qemu.virtiofs import Share
+from runphi_async.errors import BackendError
+
+if TYPE_CHECKING:
+    from runphi_async.config import Config
+    from runphi_async.partition.spec import GuestSpec, PartitionPlan
+
+_decoder = msgspec.json.Decoder(Memory)
+#: Where daemons look for programs when the starter's PATH says nothing useful.
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class QemuBackend:
+    """QEMU on this machine; see ``backends.base.Backend``."""
+
+    name = "qemu"
+
+    def __init__(self, config: Config, run_dir: str) -> None:
+        self._config = config.qemu
+        self._run_dir = run_dir
+        self._accel: accel.Accel | None = None
+        self._probing = anyio.Lock()
+
+    def _binaries(self) -> dict[str, str]:
+        names = {"x86_64": self._config.x86_64, "aarch64": self._config.aarch64}
+        found = {arch: shutil.which(name, path=_PATH) for arch, name in names.items()}
+        return {arch: path for arch, path in found.items() if path is not None}
+
+    async def probe(self) -> Capabilities:
+        """Return the guest architectures and the proven accelerator."""
+        binaries = self._binaries()
+        if not binaries:
+            raise BackendError(
+                "cannot find QEMU", "apt-get install qemu-system-x86 qemu-system-arm, or set qemu.x86_64"
+            )
+        found = await self._accelerator(binaries)
+        return Capabilities(f"QEMU with {found.name}: {found.reason}", tuple(sorted(binaries)))
+
+    async def examine(self) -> list[Finding]:
+        """Look for QEMU, its accelerator, and what Linux guests need."""
+        try:
+            able = await self.probe()
+        except BackendError as exc:
+            return [Finding(Level.WARNING, self.name, exc.msg, exc.hint or "")]
+        found = [Finding(Level.OK, self.name, f"{able.summary}; runs {', '.join(able.arches)} guests")]
+        found += await anyio.to_thread.run_sync(self._missing)
+        return found
+
+    def _missing(self) -> list[Finding]:
+        binaries = self._binaries()
+        config = self._config
+        absent = [
+            Finding(Level.NOTE, self.name, f"no QEMU for {arch} guests", f"apt-get install {package}")
+            for arch, package in (("x86_64", "qemu-system-x86"), ("aarch64", "qemu-system-arm"))
+            if arch not in binaries
+        ]
+        for path, what, mend in (
+            (config.kernel, "kernel", "run bin/prepare-guest, or set qemu.kernel"),
+            (config.initrd, "initial ramdisk", "run bin/prepare-guest, or set qemu.initrd"),
+            (config.virtiofsd, "file server", "apt-get install qemu-system-common, or set qemu.virtiofsd"),
+        ):
+            if not os.access(path, os.R_OK):
+                text = f"cannot run Linux guests (LINUX=1): no {what} at {path}"
+                absent.append(Finding(Level.WARNING, self.name, text, mend))
+        return absent
+
+    async def _accelerator(self, binaries: dict[str, str]) -> accel.Accel:
+        async with self._probing:
+            if self._accel is None:
+                host = binaries.get("x86_64") or next(iter(binaries.values()), "")
+                self._accel = await accel.find(self._config.accel, host, self._run_dir)
+            return self._accel
+
+    async def plan(self, spec: GuestSpec) -> PartitionPlan:
+        """Gather what the plan needs to know and decide."""
+        binaries = self._binaries()
+        found = await self._accelerator(binaries)
+        facts = await anyio.to_thread.run_sync(
+            lambda: planning.gather(
+                spec,
+                accel=found.name,
+                binaries=binaries,
+                kernel=self._config.kernel,
+                initrd_path=self._config.initrd,
+                qmp_fd=QMP_FD,
+            )
+        )
+        return planning.plan(spec, facts, self._config)
+
+    async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> PartitionPlan:
+        """Return the plan: the host kernel shares out what QEMU needs."""
+        return plan
+
+    def driver(self, plan: PartitionPlan, directory: str) -> QemuDriver:
+        """Return the driver of a new guest."""
+        return QemuDriver(_memory(plan), directory, plan, self._config.virtiofsd)
+
+    def remember(self, plan: PartitionPlan) -> msgspec.Raw:
+        """Return what ``recall`` needs."""
+        return msgspec.Raw(msgspec.json.encode(_memory(plan)))
+
+    def recall(self, plan: msgspec.Raw, directory: str) -> QemuDriver:
+        """Return the driver of an older guest."""
+        return QemuDriver(_decoder.decode(plan), directory, None, self._config.virtiofsd)
+
+
+def _memory(plan: PartitionPlan) -> Memory:
+    share = Share(plan.virtiofs) if plan.virtiofs else None
+    console = next((channel for channel in plan.channels if channel.name == plan.console), None)
+    return Memory(kind=plan.kind, arch=plan.arch, vcpus=plan.vcpus, pins=plan.pins, share=share, console=console)
+
+
+def backend(config: Config, run_dir: str) -> QemuBackend:
+    """Return the backend; called by ``backends.detect``."""
+    return QemuBackend(config, run_dir)

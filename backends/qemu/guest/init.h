@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Parts of the guest's init: init.c boots, conf.c reads /runphi.conf, process.c starts the process, relay.c serves it,
+ * xen.c carries the control port of a Xen guest.
+ *
+ * The control port speaks lines. To the host:
+ *   ready                the process runs
+ *   error TEXT           it cannot be run; `exit 126` or `exit 127` follows
+ *   written BYTES        all the process ever printed, sent when it has ended
+ *   exit N               its exit code, or 128 + signal; then init waits for `poweroff`, because it cannot know
+ *                        whether the host has taken the last bytes out of the console port
+ * From the host:
+ *   winsize ROWS COLS    the terminal's new size
+ *   signal N             for the process
+ *   eof [BYTES]          its input ends, after so many bytes on the console port (without a terminal only)
+ *   poweroff             the end; a process that still runs is killed
+ */
+#ifndef INIT_H
+#define INIT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#define MAX_GROUPS 64
+#define MAX_RLIMITS 16
+
+/* As shells have it: found but not runnable, not found. */
+#define EXIT_CANNOT_RUN 126
+#define EXIT_NOT_FOUND 127
+
+struct rlimit_record {
+	int resource;
+	struct rlimit limit;
+};
+
+struct conf {
+	char **args; /* both end with NULL */
+	char **env;
+	const char *cwd;
+	const char *hostname;
+	uid_t uid;
+	gid_t gid;
+	gid_t groups[MAX_GROUPS];
+	size_t group_count;
+	struct rlimit_record rlimits[MAX_RLIMITS];
+	size_t rlimit_count;
+	int umask; /* -1: as it is */
+	int rows, cols;
+	bool tty;
+	bool readonly;
+	const char *rootfs; /* where the image is: "virtiofs", "ramdisk" (in /rootfs already) or "disk" (/dev/xvda) */
+};
+
+struct process {
+	pid_t pid;
+	int input;  /* what is written here the process reads; -1 = closed */
+	int output; /* what the process writes is read here; with a terminal the same as input */
+};
+
+/* The ports to the host; -1 = there is none. */
+struct ports {
+	int console;
+	int control;
+};
+
+void conf_read(struct conf *conf, const char *path);
+
+/* Starts the process. Returns 0, or the exit code when it could not be run, with the reason in `error`. */
+int process_start(const struct conf *conf, struct process *process, char *error, size_t error_size);
+
+/* Passes console and control messages on until the process has ended; returns its exit code. */
+int relay(const struct ports *ports, struct process *process, bool tty);
+
+void control_send(int control, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Returns the control port of a Xen guest, -1 when this is none. */
+int xen_control(void);
+/* Waits until the host says `poweroff`. */
+void control_wait_poweroff(int control);
+
+#endif

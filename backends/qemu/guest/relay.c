@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Serves the process while it runs: bytes between the console port and the process, lines on the control port, dead
+ * children. Nothing is read before there is room for it, so a host that does not read slows the process down and loses
+ * nothing.
+ */
+#define _GNU_SOURCE
+#include "init.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+/* The port's driver takes at most this much in one write. */
+#define CHUNK 32768
+
+struct buffer {
+	char data[CHUNK];
+	size_t start, end;
+};
+
+static bool poweroff_wanted;
+
+struct relay {
+	const struct ports *ports;
+	struct process *process;
+	bool tty;
+	bool alive; /* the process, not yet reaped */
+	bool eof;   /* the host closed the process's input ... */
+	unsigned long long eof_at; /* ... after this many bytes; 0 = after what is there */
+	unsigned long long received, written;
+	int code;
+	struct buffer input, output;
+	char line[256];
+	size_t line_len;
+};
+
+static bool empty(const struct buffer *buffer)
+{
+	return buffer->start == buffer->end;
+}
+
+/* Returns false when there will never be more to read. */
+static bool fill(struct buffer *buffer, int fd, unsigned long long *total)
+{
+	ssize_t n = read(fd, buffer->data, sizeof(buffer->data));
+
+	if (n > 0) {
+		buffer->start = 0;
+		buffer->end = (size_t)n;
+		*total += (unsigned long long)n;
+	}
+	return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
+}
+
+/* Returns false when nobody will ever take more. */
+static bool empty_into(struct buffer *buffer, int fd)
+{
+	ssize_t n = write(fd, buffer->data + buffer->start, buffer->end - buffer->start);
+
+	if (n > 0)
+		buffer->start += (size_t)n;
+	if (n >= 0 || errno == EAGAIN || errno == EINTR)
+		return true;
+	buffer->start = buffer->end;
+	return false;
+}
+
+static void close_input(struct relay *r)
+{
+	if (r->process->input >= 0 && r->process->input != r->process->output)
+		close(r->process->input);
+	r->process->input = -1;
+	r->input.start = r->input.end;
+}
+
+void control_send(int control, const char *format, ...)
+{
+	char line[512];
+	va_list arguments;
+	int len;
+
+	va_start(arguments, format);
+	len = vsnprintf(line, sizeof(line) - 1, format, arguments);
+	va_end(arguments);
+	if (len < 0 || control < 0)
+		return;
+	if ((size_t)len > sizeof(line) - 2)
+		len = sizeof(line) - 2;
+	line[len++] = '\n';
+	for (int sent = 0; sent < len;) {
+		struct pollfd room = { .fd = control, .events = POLLOUT };
+		ssize_t n = write(control, line + sent, (size_t)(len - sent));
+
+		if (n > 0)
+			sent += (int)n;
+		else if (errno != EAGAIN && errno != EINTR)
+			return;
+		else
+			poll(&room, 1, -1);
+	}
+}
+
+static void command(struct relay *r, const char *line)
+{
+	unsigned int first, second;
+
+	if (strcmp(line, "poweroff") == 0)
+		poweroff_wanted = true;
+	else if (!r->alive)
+		return;
+	else if (sscanf(line, "winsize %u %u", &first, &second) == 2) {
+		struct winsize size = { .ws_row = (unsigned short)first, .ws_col = (unsigned short)second };
+
+		if (r->tty)
+			ioctl(r->process->output, TIOCSWINSZ, &size);
+	} else if (sscanf(line, "signal %u", &first) == 1) {
+		kill(r->process->pid, (int)first);
+	} else if (strncmp(line, "eof", 3) == 0 && !r->tty) {
+		r->eof = true;
+		r->eof_at = strtoull(line + 3, NULL, 10);
+	}
+}
+
+static void read_commands(struct relay *r)
+{
+	char data[256];
+	ssize_t n;
+
+	while ((n = read(r->ports->control, data, sizeof(data))) > 0) {
+		for (ssize_t i = 0; i < n; i++) {
+			if (data[i] != '\n') {
+				if (r->line_len < sizeof(r->line) - 1)
+					r->line[r->line_len++] = data[i];
+				continue;
+			}
+			r->line[r->line_len] = '\0';
+			r->line_len = 0;
+			command(r, r->line);
+		}
+	}
+}
+
+void control_wait_poweroff(int control)
+{
+	struct ports ports = { .console = -1, .control = control };
+	static struct relay r;
+	struct pollfd more = { .fd = control, .events = POLLIN };
+
+	r.ports = &ports;
+	while (control >= 0 && !poweroff_wanted) {
+		poll(&more, 1, -1);
+		read_commands(&r);
+	}
+}
+
+static void reap(struct relay *r)
+{
+	pid_t pid;
+	int status;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		if (pid != r->process->pid)
+			continue;
+		r->alive = false;
+		r->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+		/* it is the container: what it left behind ends with it, and the last writer's end of our pipe closes */
+		kill(-1, SIGKILL);
+	}
+}
+
+static void move_input(struct relay *r, short port_events, short process_events)
+{
+	bool more = true;
+
+	if (empty(&r->input) && (port_events & POLLIN))
+		more = fill(&r->input, r->ports->console, &r->received);
+	if (!empty(&r->input) && ((process_events & (POLLOUT | POLLERR)) || port_events & POLLIN) &&
+	    !empty_into(&r->input, r->process->input))
+		close_input(r);
+	if (r->eof && empty(&r->input) &&
+	    (!more || (r->eof_at ? r->received >= r->eof_at : !(port_events & POLLIN))))
+		close_input(r);
+}
+
+/* Returns false at the end of the process's output. */
+static bool move_output(struct relay *r, short process_events, short port_events)
+{
+	bool more = true;
+
+	if (empty(&r->output) && (process_events & (POLLIN | POLLHUP | POLLERR)))
+		more = fill(&r->output, r->process->output, &r->written);
+	if (!empty(&r->output) && (process_events || port_events & POLLOUT))
+		empty_into(&r->output, r->ports->console);
+	return more;
+}
+
+int relay(const struct ports *ports, struct process *process, bool tty)
+{
+	static struct relay r;
+	bool more_output = true;
+	sigset_t children;
+	int died;
+
+	r.ports = ports;
+	r.process = process;
+	r.tty = tty;
+	r.alive = true;
+	sigemptyset(&children);
+	sigaddset(&children, SIGCHLD);
+	died = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK); /* main() blocked it before the first child */
+
+	while (r.alive || more_output || !empty(&r.output)) {
+		bool input_open = process->input >= 0;
+		struct pollfd fds[] = {
+			{ .fd = died, .events = POLLIN },
+			{ .fd = ports->control, .events = POLLIN },
+			/* one entry an fd and direction: a port that has hung up must not keep poll() awake */
+			{ .fd = input_open && empty(&r.input) ? ports->console : -1, .events = POLLIN },
+			{ .fd = empty(&r.output) ? -1 : ports->console, .events = POLLOUT },
+			{ .fd = input_open && !empty(&r.input) ? process->input : -1, .events = POLLOUT },
+			{ .fd = more_output && empty(&r.output) ? process->output : -1, .events = POLLIN },
+		};
+
+		/* an `eof` without a number is over when the port has nothing more right now */
+		bool look_only = r.eof && !r.eof_at && input_open && empty(&r.input);
+
+		if (poll(fds, sizeof(fds) / sizeof(fds[0]), look_only ? 0 : -1) < 0 && errno != EINTR)
+			break;
+		if (fds[0].revents) {
+			struct signalfd_siginfo info;
+
+			while (read(died, &info, sizeof(info)) > 0)
+				;
+			reap(&r);
+		}
+		if (fds[1].revents & POLLIN)
+			read_commands(&r);
+		if (poweroff_wanted && r.alive)
+			kill(-1, SIGKILL);
+		if (input_open)
+			move_input(&r, fds[2].revents, fds[4].revents);
+		if (!move_output(&r, fds[5].revents, fds[3].revents))
+			more_output = false;
+	}
+	tcdrain(ports->console); /* a tty on Xen; a port has nothing to wait for */
+	control_send(ports->control, "written %llu", r.written);
+	return r.code;
+}

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RAM disks of Linux guests: a small writer of cpio archives (format newc), without a tool and always the same bytes.
+
+``bin/prepare-guest`` makes the base once a machine; the QEMU backend appends a second archive with one container's
+configuration to it. Linux unpacks archives that follow each other as if they were one.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from runphi_async.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from runphi_async.partition.spec import ProcessSpec
+
+#: what the guest's init reads
+CONF_NAME: Final = "runphi.conf"
+#: the next archive must begin at a multiple of 4; 512 is what cpio itself does
+BLOCK: Final = 512
+_MAGIC: Final = b"070701"
+_TRAILER: Final = "TRAILER!!!"
+
+
+class Entry(NamedTuple):
+    """One file of an archive."""
+
+    name: str
+    mode: int
+    data: bytes = b""
+    #: major and minor of a device node
+    device: tuple[int, int] = (0, 0)
+
+
+def _pad(data: bytes, unit: int) -> bytes:
+    return data + b"\0" * (-len(data) % unit)
+
+
+def _record(entry: Entry, inode: int) -> bytes:
+    name = entry.name.encode() + b"\0"
+    links = 2 if stat.S_ISDIR(entry.mode) else 1
+    # inode, mode, uid, gid, nlink, mtime, size, device of the file system, device node, size of the name, check
+    fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
+    header = _MAGIC + b"".join(b"%08X" % field for field in fields)
+    return _pad(header + name, 4) + _pad(entry.data, 4)
+
+
+def archive(entries: Iterable[Entry]) -> bytes:
+    """Return a newc archive of the entries: sorted by name, owned by root, times zero."""
+    ordered = sorted(entries, key=lambda entry: entry.name)
+    records = [_record(entry, inode) for inode, entry in enumerate(ordered, start=1)]
+    records.append(_record(Entry(_TRAILER, 0), 0))
+    return _pad(b"".join(records), BLOCK)
+
+
+def base_initrd(modules: Iterable[Path], init: bytes) -> bytes:
+    """Return the part that is the same for every container.
+
+    :param modules: kernel modules in the order they are to be loaded.
+    :param init: the static executable that becomes the guest's first process.
+    """
+    entries = [
+        *(Entry(name, stat.S_IFDIR | 0o755) for name in ("dev", "modules", "proc", "rootfs", "sys")),
+        Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        Entry("init", stat.S_IFREG | 0o755, init),
+    ]
+    order = []
+    for module in modules:
+        name = f"modules/{module.name}"
+        entries.append(Entry(name, stat.S_IFREG | 0o644, module.read_bytes()))
+        order.append(f"/{name}\n")
+    entries.append(Entry("modules.order", stat.S_IFREG | 0o644, "".join(order).encode()))
+    return archive(entries)
+
+
+def container_conf(process: ProcessSpec, *, readonly: bool = False, rootfs: str = "virtiofs") -> bytes:
+    """Return the configuration file of one container: NUL-terminated records ``key=value``.
+
+    :param readonly: mount the image's rootfs read-only.
+    :param rootfs: how the guest gets it: "virtiofs", "ramdisk" or "disk".
+    :raises SpecError: when a value holds a NUL, which no process could be given anyway.
+    """
+    records = [
+        *(("arg", arg) for arg in process.args),
+        *(("env", variable) for variable in process.env),
+        ("cwd", process.cwd or "/"),
+        ("uid", str(process.uid)),
+        ("gid", str(process.gid)),
+        ("groups", ",".join(map(str, process.additional_gids))),
+        ("tty", str(int(process.terminal))),
+        ("rows", str(process.rows)),
+        ("cols", str(process.cols)),
+        ("readonly", str(int(readonly))),
+        *(("rlimit", f"{limit.type}:{limit.soft}:{limit.hard}") for limit in process.rlimits),
+    ]
+    if rootfs != "virtiofs":
+        records.append(("rootfs", rootfs))
+    if process.hostname:
+        records.append(("hostname", process.hostname))
+    if process.umask is not None:
+        records.append(("umask", str(process.umask)))
+    for key, value in records:
+        if "\0" in value:
+            raise SpecError(f"cannot hand the process to the guest: {key} contains a NUL byte")
+    return b"".join(f"{key}={value}".encode(errors="surrogateescape") + b"\0" for key, value in records)
+
+
+def with_conf(base: bytes, conf: bytes) -> bytes:
+    """Return the RAM disk of one container: the base, then an archive with its configuration."""
+    return _pad(base, BLOCK) + archive([Entry(CONF_NAME, stat.S_IFREG | 0o600, conf)])

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's command socket: qemu.qmp behind the three things we need, every call with a deadline.
+
+We make the listening socket ourselves and QEMU inherits it, so a connection can be asked for before QEMU has even
+been executed: nobody polls for a socket to appear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Final
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from runphi_async.errors import BackendError
+
+#: Name of the socket in the record directory.
+SOCKET: Final = "qmp.sock"
+#: Seconds a QEMU may take to start up or to answer. A loaded board under emulation is slow; a dead one is for ever.
+PATIENCE: Final = 30.0
+
+# The library reports every disconnect as an error, and one by a killed QEMU as a bug; we say ourselves what it means.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+
+class Monitor:
+    """A QMP connection to the guest whose record directory is ``dir_fd``."""
+
+    def __init__(self, dir_fd: int) -> None:
+        self._dir_fd = dir_fd
+        self._client: QMPClient | None = None
+        self._connecting: asyncio.Task[QMPClient] | None = None
+
+    def _address(self) -> str:
+        # Through the directory's descriptor: sun_path holds 108 bytes, an id may have 200.
+        return f"/proc/self/fd/{self._dir_fd}/{SOCKET}"
+
+    def listen(self) -> socket.socket:
+        """Make the socket that QEMU will inherit."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(self._address())
+        os.chmod(SOCKET, 0o600, dir_fd=self._dir_fd)
+        sock.listen(4)
+        return sock
+
+    def connect_soon(self) -> None:
+        """Begin to connect; the first command waits for it."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name="qmp connect")
+
+    async def _connect(self) -> QMPClient:
+        client = QMPClient("runphi")
+        async with asyncio.timeout(PATIENCE):
+            await client.connect(self._address())
+        self._client = client
+        return client
+
+    async def execute(self, command: str, **arguments: object) -> object:
+        """Run one command and return its answer.
+
+        :raises BackendError: QEMU refused, is gone, or did not answer in time.
+        """
+        self.connect_soon()
+        assert self._connecting is not None
+        try:
+            client = await asyncio.shield(self._connecting)
+            async with asyncio.timeout(PATIENCE):
+                return await client.execute(command, arguments or None)
+        except TimeoutError as exc:
+            raise BackendError(f"cannot run {command!r}: QEMU did not answer in {PATIENCE:.0f} s") from exc
+        except ExecuteError as exc:
+            raise BackendError(f"cannot run {command!r}: QEMU says: {exc}") from exc
+        except (QMPError, OSError, EOFError) as exc:
+            raise BackendError(f"cannot run {command!r}: QEMU has ended or cannot be reached") from exc
+
+    async def close(self) -> None:
+        """Disconnect, whatever state the connection is in."""
+        if self._connecting is not None and not self._connecting.done():
+            self._connecting.cancel()
+        if self._connecting is not None:
+            await asyncio.wait({self._connecting})
+            if not self._connecting.cancelled():
+                self._connecting.exception()
+        if self._client is not None:
+            try:
+                async with asyncio.timeout(2):
+                    await self._client.disconnect()
+            except (QMPError, OSError, EOFError, TimeoutError):
+                pass  # it is closed either way
+            self._client = None
