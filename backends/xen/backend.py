@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Xen as a backend: finds out what the machine has, plans, and makes drivers. Runs in dom0."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+
+from backends.base import Capabilities, Finding, Level
+from backends.qemu import elf
+from backends.xen import examine as examining
+from backends.xen import hypervisor as hypervisors
+from backends.xen import notes, rootfs
+from backends.xen import plan as planning
+from backends.xen.driver import Memory, Tools, XenDriver
+from backends.xen.hypervisor import Hypervisor
+from backends.xen.machine import HostFacts
+from backends.xen.xenstore import PLACES, XenStore
+from backends.xen.xl import Xl
+from runphi_async.errors import BackendError, PlanError
+from runphi_async.partition import boot
+from runphi_async.partition.spec import GuestKind
+
+if TYPE_CHECKING:
+    from backends.xen.plan import XenPlan
+    from runphi_async.config import Config
+    from runphi_async.partition.spec import GuestSpec, PartitionPlan
+
+_decoder = msgspec.json.Decoder(Memory)
+#: What libxl runs as device model when the configuration of a domain names none. Source: Debian's xen-utils.
+DEVICE_MODELS: Final = ("/usr/libexec/xen-qemu-system-i386", "/usr/lib/xen-*/bin/qemu-system-i386")
+_INFO: Final = re.compile(r"^(\w+)\s*: ?(.*)$", re.MULTILINE)
+
+
+class XenBackend:
+    """Xen on this machine; see ``backends.base.Backend``."""
+
+    name = "xen"
+
+    def __init__(self, config: Config) -> None:
+        self._config = config.xen
+        self._hypervisor: Hypervisor | None = None
+        self._info: dict[str, str] = {}
+
+    def _xen(self) -> Hypervisor:
+        """Return the hypervisor; libxenctrl is opened when it is first needed."""
+        if self._hypervisor is None:
+            xc = hypervisors.find_xc() if self._config.libxenctrl else None
+            self._hypervisor = Hypervisor(Xl(self._config.xl), xc)
+        return self._hypervisor
+
+    async def _connect(self) -> XenStore:
+        return await XenStore.connect((self._config.xenstore,) if self._config.xenstore else PLACES)
+
+    async def probe(self) -> Capabilities:
+        """Return Xen's version and scheduler."""
+        info = await self._facts()
+        (await self._connect()).close()
+        version = f"{info.get('xen_major', '?')}.{info.get('xen_minor', '?')}"
+        kinds = ", ".join(["pv", *(["pvh", "hvm"] if self._has_hvm() else [])])
+        return Capabilities(f"Xen {version}, {info.get('xen_scheduler', '?')}: {kinds}", (os.uname().machine,))
+
+    async def examine(self) -> list[Finding]:
+        """Look for dom0, its tools and daemons, memory and cpupools."""
+        if not examining.runs_xen() and not self._config.xenstore:
+            return [Finding(Level.NOTE, self.name, "this machine does not run Xen")]
+        xen = self._xen()
+        try:
+            able = await self.probe()
+            memory = examining.judge_memory(await xen.free_memory())
+            pools = examining.judge_pools(await xen.xl.must("list the cpupools", "cpupool-list"))
+        except BackendError as exc:
+            return [Finding(Level.WARNING, self.name, exc.msg, exc.hint or "")]
+        daemon = await anyio.to_thread.run_sync(examining.find_daemon, "xenconsoled")
+        files = (("kernel", self._config.kernel), ("RAM disk", self._config.initrd))
+        missing = await anyio.to_thread.run_sync(examining.missing_files, files)
+        consoles = examining.judge_consoles(daemon)
+        return [Finding(Level.OK, self.name, able.summary), consoles, memory, pools, *missing]
+
+    async def _facts(self) -> dict[str, str]:
+        """Ask ``xl info`` once; it needs dom0."""
+        if not self._info:
+            text = await self._xen().xl.must("ask Xen what it is", "info")
+            self._info = dict(_INFO.findall(text))
+        return self._info
+
+    def _has_hvm(self) -> bool:
+        return "hvm" in self._info.get("virt_caps", "").split() or "hvm-" in self._info.get("xen_caps", "")
+
+    async def plan(self, spec: GuestSpec) -> XenPlan:
+        """Gather what the plan needs to know and decide."""
+        info = await self._facts()
+        free = await self._xen().free_memory()
+        pools = await self._pools(spec)
+        facts, pv_note = await anyio.to_thread.run_sync(self._gather, spec, info, free, pools)
+        return planning.plan(spec, facts, self._config, pv_note=pv_note)
+
+    async def _pools(self, spec: GuestSpec) -> tuple[str, ...]:
+        """Return the cpupools, if the container asks for one: that costs a process."""
+        if "org.runphi.xen.pool" not in spec.annotations:
+            return ()
+        text = await self._xen().xl.must("list the cpupools", "cpupool-list")
+        return tuple(line.split()[0] for line in text.splitlines()[1:] if line.strip())
+
+    def _gather(
+        self, spec: GuestSpec, info: dict[str, str], free: int, pools: tuple[str, ...]
+    ) -> tuple[HostFacts, bool]:
+        image = boot.boot_image(spec, self._config.kernel)
+        linux = spec.kind is GuestKind.LINUX
+        facts = HostFacts(
+            arch=os.uname().machine,
+            cpus=tuple(range(int(info.get("nr_cpus", "1")))),
+            free_memory=free,
+            pools=pools,
+            scheduler=info.get("xen_scheduler", ""),
+            hvm=self._has_hvm(),
+            device_model=next(iter(sorted(path for pattern in DEVICE_MODELS for path in glob.glob(pattern))), None),
+            image=elf.inspect(image),
+            page_size=os.sysconf("SC_PAGE_SIZE"),
+            initrd=_initrd(self._config.initrd) if linux else None,
+            rootfs_bytes=_measure(spec.rootfs) if linux else 0,
+        )
+        return facts, notes.is_pv_kernel(image)
+
+    async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> PartitionPlan:
+        """Return the plan: the hypervisor shares out what a domain needs."""
+        return plan
+
+    def driver(self, plan: PartitionPlan, directory: str) -> XenDriver:
+        """Return the driver of a new guest."""
+        assert isinstance(plan, planning.XenPlan)
+        return XenDriver(self._memory(plan), directory, self._tools(), plan)
+
+    def remember(self, plan: PartitionPlan) -> msgspec.Raw:
+        """Return what ``recall`` needs."""
+        assert isinstance(plan, planning.XenPlan)
+        return msgspec.Raw(msgspec.json.encode(self._memory(plan)))
+
+    def recall(self, plan: msgspec.Raw, directory: str) -> XenDriver:
+        """Return the driver of an older guest."""
+        return XenDriver(_decoder.decode(plan), directory, self._tools())
+
+    def _memory(self, plan: XenPlan) -> Memory:
+        on_disk = plan.rootfs_by == planning.DISK
+        return Memory(kind=plan.kind, disk_dir=self._config.image_dir if on_disk else None)
+
+    def _tools(self) -> Tools:
+        return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds)
+
+
+def _initrd(path: str) -> bytes | None:
+    """Return our init's RAM disk, None when there is none (blocks)."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        return file.read()
+    return None
+
+
+def _measure(path: str) -> int:
+    try:
+        return rootfs.measure(path)
+    except OSError as exc:
+        raise PlanError(f"cannot read the root filesystem: {exc.filename}: {exc.strerror}") from exc
+
+
+def backend(config: Config, run_dir: str) -> XenBackend:
+    """Return the backend; called by ``backends.detect``.
+
+    :raises BackendError: Xen runs, but this is not the domain that may control it.
+    """
+    if os.path.isdir("/proc/xen") and not hypervisors.is_dom0() and not config.xen.xenstore:
+        raise BackendError("cannot use Xen: this is not dom0", "run the supervisor in dom0")
+    return XenBackend(config)

@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One Xen domain: made paused, watched through XenStore, and how it ended.
+
+A domain is nobody's child: it outlives every supervisor, and what a supervisor must know of it is written down in the
+record (``xen.json``) before it is needed. Its uuid, chosen by us, finds it even where its making was cut short. A
+domain that has shut down stays until we have read its reason, its last words and its console; then it is destroyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.qemu import initrd
+from backends.xen import plan as planning
+from backends.xen import rootfs
+from backends.xen.boot import GUEST_INITRD
+from backends.xen.console import Bridge
+from backends.xen.exitcode import End, verdict
+from backends.xen.words import TO_HOST, Words, exit_code
+from backends.xen.xenstore import XenStore, XenStoreError
+from backends.xen.xl import LONG
+from consoles.sources.fifo import open_fifo
+from runphi_async.errors import BackendError
+from runphi_async.partition.spec import GuestKind
+from runphi_async.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from backends.xen.hypervisor import Hypervisor
+    from backends.xen.plan import XenPlan
+    from backends.xen.states import Domain
+
+log = logging.getLogger(__name__)
+
+STATE: Final = "xen.json"
+#: Seconds until xenconsoled must have made a console; it takes milliseconds.
+CONSOLE_SECONDS: Final = 20.0
+#: Seconds between two looks at a domain when xenstored cannot tell of its end any more.
+RESCAN: Final = 1.0
+#: Seconds that a full FIFO may stand still while a domain's console is drained.
+DRAIN_LIMIT: Final = 2.0
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new supervisor must know of a guest to adopt it."""
+
+    kind: GuestKind
+    #: where the disk with its root filesystem is made
+    disk_dir: str | None = None
+
+
+class State(msgspec.Struct, omit_defaults=True):
+    """What becomes known as the guest lives; ``xen.json`` in the record.
+
+    :ivar uuid: of the domain; written down before it is made.
+    """
+
+    uuid: str = ""
+    domid: int = -1
+    started: bool = False
+    end: End | None = None
+
+
+_states = msgspec.json.Decoder(State)
+
+
+class Tools:
+    """What all drivers share.
+
+    :param connect: makes a connection to xenstored.
+    :param quiet: seconds of silence after which a console of an ended domain counts as drained.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, connect: Callable[[], Awaitable[XenStore]], quiet: float) -> None:
+        self.hypervisor = hypervisor
+        self.connect = connect
+        self.quiet = quiet
+
+
+class XenDriver:
+    """Drives one domain; see ``backends.base.Driver``."""
+
+    def __init__(self, memory: Memory, directory: str, tools: Tools, plan: XenPlan | None = None) -> None:
+        self.command: tuple[str, ...] = ()
+        self._memory = memory
+        self._directory = directory
+        self._tools = tools
+        self._plan = plan
+        self._state = self._load() if plan is None else State()
+        self._store: XenStore | None = None
+        self._bridge: Bridge | None = None
+        self._words: Words | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+        self._kill = asyncio.Event()
+        self._heard = End()
+        self._written = 0
+        self._told: Told | None = None
+        self._owned = False
+        self._replaying = False
+        self._fds: list[int] = []
+
+    # Section: making it
+
+    async def prepare(self) -> None:
+        """Make the domain, paused; nothing of it is left when that fails or is cancelled."""
+        assert self._plan is not None
+        self._owned = True  # until `watch`: a failure before it has nobody else to clean up
+        hypervisor = self._tools.hypervisor
+        self._store = await self._tools.connect()
+        self._state.uuid = str(uuid.uuid4())
+        self._save()
+        await self._write_files(self._plan)
+        await hypervisor.xl.create(planning.CONFIG, self._directory)
+        domain = await hypervisor.find(self._state.uuid)
+        if domain is None or domain.dying or not domain.paused:
+            raise BackendError("cannot create the domain: xl says it is made, and Xen knows of none that waits")
+        self._state.domid = domain.domid
+        self._save()
+        self._forget_files()
+
+    async def _write_files(self, plan: XenPlan) -> None:
+        if self._disk is not None and plan.rootfs is not None:
+            size = await asyncio.to_thread(rootfs.measure, plan.rootfs)
+            await rootfs.make_disk(self._disk, plan.rootfs, size)
+        if plan.initrd:
+            await asyncio.to_thread(self._write_initrd, plan)
+        config = planning.configuration(plan, self._directory, self._state.uuid, self._disk)
+        write_atomically(os.path.join(self._directory, planning.CONFIG), config)
+
+    def _write_initrd(self, plan: XenPlan) -> None:
+        with open(os.path.join(self._directory, GUEST_INITRD), "wb") as file:
+            file.write(plan.initrd)
+            if plan.rootfs_by == planning.RAMDISK and plan.rootfs is not None:
+                file.write(b"\0" * (-len(plan.initrd) % initrd.BLOCK))
+                rootfs.append_archive(file, plan.rootfs)
+
+    def _forget_files(self) -> None:
+        """Give up the names of what only the making needed.
+
+        Its RAM disk is in the domain's memory; its disk is held by a loop device, and freed with it whatever happens.
+        """
+        for path in (os.path.join(self._directory, GUEST_INITRD), self._disk):
+            if path is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def inheritance(self) -> Inheritance:
+        """Return the console's input FIFO, which keeps what was typed while no supervisor runs."""
+        dir_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._fds = [open_fifo("con.in", dir_fd), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)]
+        finally:
+            os.close(dir_fd)
+        return Inheritance(self._fds[0], self._fds[1], ())
+
+    def console(self) -> None:
+        """Return nothing: the bridge makes the console the FIFO pair, which loses nothing with a supervisor."""
+
+    def helpers(self) -> list[int]:
+        """Return nothing: a domain's memory and time are Xen's."""
+        return []
+
+    # Section: watching it
+
+    async def watch(self, told: Told) -> None:
+        """Open the console before the guest runs, and begin to watch."""
+        self._close_fds()
+        await self._attend(told)
+
+    async def _attend(self, told: Told) -> None:
+        self._told = told
+        assert self._store is not None
+        if self._memory.kind is GuestKind.LINUX:
+            self._words = Words(self._store, self._home, self._on_line)
+            await self._words.prepare()
+            self._telling = asyncio.create_task(self._tell_on(self._words), name="xen words")
+        self._bridge = await self._open_console(self._store)
+        self._owned = False
+        self._live()
+
+    async def _open_console(self, store: XenStore) -> Bridge:
+        tty = await self._find_tty(store)
+        dir_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fds: list[int] = []
+        try:
+            fds.append(open_fifo("con.out", dir_fd))
+            fds.append(open_fifo("con.in", dir_fd))
+            return Bridge(tty, *fds)
+        except OSError as exc:
+            for fd in fds:
+                os.close(fd)
+            raise BackendError(f"cannot open the console {tty}: {exc.strerror}") from exc
+        finally:
+            os.close(dir_fd)
+
+    async def _find_tty(self, store: XenStore) -> str:
+        """Return the console's pty: libxl makes the node empty, xenconsoled fills it in."""
+        path = f"{self._home}/console/tty"
+        value = await store.find(path)
+        if not value:
+            watch = await store.watch(path)
+            try:
+                async with asyncio.timeout(CONSOLE_SECONDS):
+                    async for _ in watch:
+                        value = await store.find(path)
+                        if value:
+                            break
+            except TimeoutError:
+                raise BackendError(
+                    "cannot find the domain's console: xenconsoled makes none", "start xenconsoled in dom0"
+                ) from None
+            finally:
+                await watch.close()
+        return (value or b"").decode("utf-8", "replace")
+
+    @property
+    def _disk(self) -> str | None:
+        """The disk with the root filesystem, which has this name only while the domain is made."""
+        if self._memory.disk_dir is None or not self._state.uuid:
+            return None
+        return os.path.join(self._memory.disk_dir, f"{self._state.uuid}.img")
+
+    @property
+    def _home(self) -> str:
+        return f"/local/domain/{self._state.domid}"
+
+    def _live(self) -> None:
+        if self._life is None:
+            self._life = asyncio.create_task(self._live_on(), name="xen domain")
+
+    async def _live_on(self) -> None:
+        """Follow the domain to its end, take everything down that tells how it came, destroy it."""
+        failure = None
+        try:
+            await self._until_end()
+        except (BackendError, OSError) as exc:
+            log.error("%s: %s", self._directory, exc)
+            failure = f"domain was given up: {exc}"
+        try:
+            await self._take_down(failure)
+        except (BackendError, OSError) as exc:
+            log.error("%s: %s", self._directory, exc)
+        told, self._told = self._told, None
+        if told is not None:
+            told.ended()
+
+    async def _until_end(self) -> None:
+        """Return when the domain has shut down, is gone, or is to be destroyed."""
+        assert self._store is not None
+        hear = [f"{self._home}/{TO_HOST}"] if self._words is not None else []
+        watch = await self._store.watch("@releaseDomain", *hear)
+        while not self._kill.is_set():
+            domain = await self._look()
+            if domain is None or domain.shutdown or domain.dying:
+                return
+            path = await self._news(watch.__anext__)
+            if self._words is not None and path not in ("", "@releaseDomain"):
+                await self._words.hear()
+
+    async def _news(self, following: Callable[[], Awaitable[str]]) -> str:
+        """Wait for what xenstored tells or for ``destroy``; "" when there is nothing to tell."""
+        news = asyncio.ensure_future(following())
+        kill = asyncio.ensure_future(self._kill.wait())
+        try:
+            await asyncio.wait((news, kill), return_when=asyncio.FIRST_COMPLETED)
+            if not news.done():
+                return ""
+            try:
+                return news.result()
+            except StopAsyncIteration:  # xenstored is gone: look ourselves, at intervals
+                await asyncio.wait((kill,), timeout=RESCAN)
+                return ""
+        finally:
+            for task in (news, kill):
+                task.cancel()
+            await asyncio.wait((news, kill))
+
+    async def _look(self) -> Domain | None:
+        return await self._tools.hypervisor.look(self._state.domid, self._state.uuid)
+
+    async def _take_down(self, failure: str | None) -> None:
+        """Read how the domain ended, drain its console, write both down, destroy it."""
+        hypervisor = self._tools.hypervisor
+        domain = await self._look()
+        if domain is not None and not domain.shutdown and not domain.dying and not domain.paused:
+            with contextlib.suppress(BackendError):  # it ends just now
+                await hypervisor.pause(domain.domid, domain.uuid)
+                domain = await self._look()
+        if self._state.end is None:
+            self._state.end = await self._last_words(domain, failure)
+            self._save()
+        if self._bridge is not None and domain is not None and self._state.started:
+            await self._bridge.drain(self._tools.quiet, DRAIN_LIMIT)
+        await hypervisor.destroy(self._state.uuid)
+
+    async def _last_words(self, domain: Domain | None, failure: str | None) -> End:
+        end = End(reason=domain.reason if domain is not None else None, failure=failure)
+        if domain is None or self._store is None:
+            return self._with_words(end)
+        try:
+            if self._words is not None:
+                await self._words.hear()
+            said = await exit_code(self._store, self._home) if end.reason == 0 else None
+        except XenStoreError as exc:
+            log.warning("%s: %s", self._directory, exc)
+            return self._with_words(end)
+        return self._with_words(msgspec.structs.replace(end, said=said))
+
+    def _with_words(self, end: End) -> End:
+        heard = self._heard  # what the init said was taken down as it came
+        return msgspec.structs.replace(end, control_exit=heard.control_exit, control_error=heard.control_error)
+
+    def _on_line(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "written" and rest.isdigit():
+            self._written = int(rest)
+        elif word == "exit" and rest.isdigit() and self._heard.control_exit is None:
+            self._heard = msgspec.structs.replace(self._heard, control_exit=int(rest) & 0xFF)
+            if self._told is not None:
+                self._told.done(self._written)
+        elif word == "error" and self._heard.control_error is None:
+            self._heard = msgspec.structs.replace(self._heard, control_error=rest[:400])
+            if self._told is not None and not self._replaying:
+                self._told.say(rest[:400])
+
+    def rang(self) -> None:
+        """The stub has no child that could have ended."""
+
+    async def adopt(self, told: Told) -> bool | None:
+        """Find the domain again and go on where the last supervisor was."""
+        self._store = await self._tools.connect()
+        domain = await self._tools.hypervisor.find(self._state.uuid)
+        if self._state.end is not None or domain is None or domain.dying:
+            self._told = told
+            self._live()
+            return None
+        self._state.domid = domain.domid
+        if domain.ran:
+            self._state.started = True
+        self._replaying = True  # what the init said so far was acted on by our predecessor
+        await self._attend(told)
+        if self._words is not None:
+            await self._words.hear()
+        self._replaying = False
+        return None if domain.shutdown else self._state.started
+
+    # Section: driving it
+
+    async def start(self) -> None:
+        """Let the domain run."""
+        self._state.started = True  # before it can end
+        await self._tools.hypervisor.unpause(self._state.domid, self._state.uuid)
+        self._save()
+
+    async def suspend(self) -> None:
+        """Pause the domain."""
+        await self._tools.hypervisor.pause(self._state.domid, self._state.uuid)
+
+    async def resume(self) -> None:
+        """Let the domain go on."""
+        await self._tools.hypervisor.unpause(self._state.domid, self._state.uuid)
+
+    async def deliver(self, signal: int) -> bool:
+        """Linux guests: our init passes it to the container's process."""
+        return self._tell(f"signal {signal}")
+
+    async def stop(self) -> bool:
+        """Ask the guest to power off, if it has said that it can be asked."""
+        if self._store is None or await self._store.find(f"{self._home}/control/feature-poweroff") != b"1":
+            return False
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="xl shutdown")
+        return True
+
+    async def _ask(self) -> None:
+        """``xl shutdown`` waits a minute for the guest's answer; the runtime's own deadline is another one."""
+        try:
+            await self._tools.hypervisor.xl.must("stop the guest", "shutdown", str(self._state.domid), seconds=LONG)
+        except BackendError as exc:
+            log.info("%s: %s", self._directory, exc)
+
+    def destroy(self) -> None:
+        """Destroy the domain; its own task does it and says when it is gone."""
+        self._kill.set()
+        if self._store is not None:
+            self._live()
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell a Linux guest's init."""
+        self._tell(f"winsize {rows} {cols}")
+
+    async def send_break(self) -> bool:
+        """Return False: a PV console has no breaks."""
+        return False
+
+    def end_of_input(self, total: int) -> None:
+        """Tell a Linux guest's init; the number keeps the word from overtaking the bytes."""
+        self._tell(f"eof {total}")
+
+    def _tell(self, line: str) -> bool:
+        if self._words is None:
+            return False
+        self._lines.put_nowait(line)
+        return True
+
+    async def _tell_on(self, words: Words) -> None:
+        while True:
+            line = await self._lines.get()
+            try:
+                await words.tell(line)
+            except XenStoreError as exc:
+                log.warning("%s: %s", self._directory, exc)
+
+    # Section: its end
+
+    def settle(self, evidence: Evidence) -> Verdict:
+        """Weigh the domain's end, its own words and what was done to it."""
+        return verdict(self._state.end or End(), evidence)
+
+    async def release(self) -> None:
+        """Let go of xenstored and the console; a domain whose making failed goes with it."""
+        self._told = None
+        for task in (self._life, self._asking, self._telling):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+        if self._bridge is not None:
+            self._bridge.close()
+            self._bridge = None
+        self._close_fds()
+        if self._owned:
+            self._owned = False
+            await self._clean_up()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    async def bury(self) -> None:
+        """End what there is of a guest that nobody will adopt."""
+        await self._clean_up()
+        await self.release()
+
+    async def _clean_up(self) -> None:
+        if not self._state.uuid:  # its making had not begun
+            return
+        try:
+            await self._tools.hypervisor.destroy(self._state.uuid)
+        except BackendError as exc:
+            log.error("%s: %s", self._directory, exc)
+        self._forget_files()
+
+    def _close_fds(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+    def _save(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # `delete` has given the domain up meanwhile
+            write_atomically(os.path.join(self._directory, STATE), msgspec.json.encode(self._state))
+
+    def _load(self) -> State:
+        try:
+            with open(os.path.join(self._directory, STATE), "rb") as file:
+                return _states.decode(file.read())
+        except (OSError, msgspec.MsgspecError):
+            return State()

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Xen halves of the plan share: facts about the host, settings, kinds of guests, and annotations.
+
+Annotations ``org.runphi.xen.NAME`` are this backend's own; ``WISHES`` lists them. Whatever reaches beyond the domain
+(a bridge, a device, a disk of the host) must also be allowed by the configuration's table ``[xen]``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from runphi_async.errors import PlanError
+from runphi_async.partition.boot import ImageFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runphi_async.partition.mem import PerKind
+    from runphi_async.partition.spec import GuestSpec
+
+PREFIX: Final = "org.runphi.xen."
+#: What each annotation of this backend means.
+WISHES: Final = {
+    "pool": "cpupool to run in",
+    "weight": "share of the CPU against other domains, 1 to 65535 (256 is usual)",
+    "cap": "most CPU it may use, in percent of one CPU; 0 = no limit",
+    "vif": "network devices: xl's vif specifications, separated by semicolons",
+    "disk": "disks: xl's disk specifications, separated by semicolons",
+    "p9": "directories shared by 9pfs: xl's p9 specifications, separated by semicolons",
+    "pci": "PCI devices to hand over, separated by semicolons",
+    "channel": "names of extra PV channels, separated by semicolons",
+    "iomem": "page ranges of device memory, START,COUNT in hexadecimal, separated by semicolons",
+    "irqs": "interrupts to hand over, separated by semicolons",
+    "dtdev": "device tree nodes to hand over, separated by semicolons",
+    "rootfs": "how a Linux guest gets the image: ramdisk or disk",
+}
+
+
+class Type(StrEnum):
+    """The kinds of guests Xen has on x86; arm64 has one, which its tools call pvh."""
+
+    PV = "pv"
+    PVH = "pvh"
+    HVM = "hvm"
+
+
+class HostFacts(msgspec.Struct, frozen=True):
+    """What is true of this machine and image, gathered before a plan is made."""
+
+    arch: str
+    #: CPUs of the whole machine; dom0 may have fewer
+    cpus: tuple[int, ...]
+    #: bytes Xen can still give
+    free_memory: int
+    #: names of the cpupools
+    pools: tuple[str, ...]
+    #: the scheduler of Pool-0: credit, credit2, null, rtds …
+    scheduler: str
+    #: whether the processor can run PVH and HVM guests
+    hvm: bool
+    #: the device model that libxl would run, None: there is none
+    device_model: str | None
+    image: ImageFacts
+    page_size: int = 4096
+    #: contents of the RAM disk with our init
+    initrd: bytes | None = None
+    #: bytes of the image's files, for a Linux guest
+    rootfs_bytes: int = 0
+
+
+class PlanConfig(Protocol):
+    """What a plan asks of the ``[xen]`` table of the configuration."""
+
+    @property
+    def kernel(self) -> str:
+        """Kernel of Linux guests whose image brings none."""
+
+    @property
+    def memory_default(self) -> PerKind:
+        """RAM of a guest whose container has no memory limit."""
+
+    @property
+    def memory_minimum(self) -> PerKind:
+        """Least RAM of a guest."""
+
+    @property
+    def ramdisk_max_bytes(self) -> int:
+        """Largest root filesystem that goes into the guest's RAM."""
+
+    @property
+    def bridges(self) -> Sequence[str]:
+        """Bridges that containers may use."""
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Devices and paths of the host that containers may use."""
+
+
+def wish(spec: GuestSpec, name: str) -> str | None:
+    """Return one annotation of this backend."""
+    return spec.annotations.get(PREFIX + name) or None
+
+
+def wishes(spec: GuestSpec, name: str) -> tuple[str, ...]:
+    """Return one annotation of this backend that holds a list."""
+    return tuple(part.strip() for part in (wish(spec, name) or "").split(";") if part.strip())
+
+
+def check_wishes(spec: GuestSpec) -> None:
+    """Refuse annotations nobody knows: xl would ignore them in silence, and so must we not.
+
+    :raises PlanError: naming it, and those there are.
+    """
+    for key in spec.annotations:
+        if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in WISHES:
+            raise PlanError(
+                f"cannot understand annotation {key}: there is no such setting",
+                f"known: {', '.join(PREFIX + name for name in WISHES)}",
+            )
+
+
+def allow(what: str, device: str, allowed: Sequence[str]) -> None:
+    """Check that the administrator lets containers use a device or path of the host.
+
+    :raises PlanError: naming the key to set.
+    """
+    for entry in allowed:
+        if device == entry or (entry.startswith("/") and device.startswith(entry.rstrip("/") + "/")):
+            return
+    raise PlanError(f"cannot use {what} {device}: the configuration does not allow it", "add it to devices under [xen]")
