@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cell: made and loaded by ``create``, run by ``start``, watched through sysfs, destroyed behind its end.
+
+There is no process for a cell, so the init stub only waits. What must survive a supervisor is in the hypervisor; how
+far we had come with it is the file ``cell.phase`` in the record, written before each step.
+
+A container that ends keeps its cell until its console is read to the end; then ``release`` destroys it and gives CPUs
+and memory back. If that fails, the ledger keeps them: nobody else may get memory that a cell may still use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+
+from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.jailhouse import ending, tty
+from backends.jailhouse.ending import Cause, Phase
+from backends.jailhouse.errortext import Gone, Hung
+from backends.jailhouse.images import images, refuse_unsupported
+from backends.jailhouse.machine import owner_of
+from backends.jailhouse.plan import CellPlan, Source
+from consoles.sources.link import Backoff
+from runphi_async.errors import BackendError, UnsupportedError
+from runphi_async.partition import ranges
+
+if TYPE_CHECKING:
+    from backends.jailhouse import check, model
+    from backends.jailhouse.machine import Machine
+    from backends.jailhouse.plan import JailhousePlan
+    from backends.jailhouse.sysfs import View
+    from consoles.sources import base
+
+log = logging.getLogger(__name__)
+
+PHASE: Final = "cell.phase"
+#: Seconds before the first and between later tries to stop a cell whose guest refuses.
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 5.0
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new supervisor must know of a cell to adopt it."""
+
+    cell: CellPlan
+
+
+class CellDriver:
+    """Drives one cell; see ``backends.base.Driver``."""
+
+    def __init__(self, machine: Machine, memory: Memory, directory: str, plan: JailhousePlan | None = None) -> None:
+        self.command: tuple[str, ...] = ()
+        self._machine = machine
+        self._tool = machine.tool
+        self._cell = memory.cell
+        self._plan = plan
+        self._directory = directory
+        self._owner = owner_of(directory)
+        self._nulls: list[int] = []
+        self._told: Told | None = None
+        self._watched = False
+        self._over = False
+        self._cause: Cause | None = None
+        self._failed: tuple[int, ...] = ()
+        self._phase = Phase.NONE if plan is not None else self._read_phase()
+        self._stopping: asyncio.Task[None] | None = None
+        machine.cells[self._owner] = memory.cell
+
+    # Section: what survives us
+
+    def _read_phase(self) -> Phase:
+        try:
+            with open(os.path.join(self._directory, PHASE)) as file:
+                return Phase(file.read().strip())
+        except (OSError, ValueError):
+            return Phase.NONE
+
+    def _go(self, phase: Phase) -> None:
+        path = os.path.join(self._directory, PHASE)
+        with open(path + ".new", "w") as file:
+            file.write(f"{phase}\n")
+        os.replace(path + ".new", path)
+        self._phase = phase
+
+    # Section: making it
+
+    async def prepare(self) -> None:
+        """Write the configuration, look at it once more, then make the cell and load its images."""
+        assert self._plan is not None
+        refuse_unsupported(self._cell)
+        tty.refuse_unsupported(self._cell.console)
+        view = await self._tool.enabled()
+        system, others = await anyio.to_thread.run_sync(self._machine.beside, self._owner, self._cell, view)
+        if view.find(self._cell.name) is not None:
+            raise BackendError(
+                f"cannot make cell '{self._cell.name}': a cell of that name exists, made by somebody else",
+                f"jailhouse cell destroy --name {self._cell.name}, if nobody needs it",
+            )
+        config = await anyio.to_thread.run_sync(self._write_files)
+        self._go(Phase.MAKING)
+        await self._create(config, system, others)
+        await self._load()
+        self._go(Phase.LOADED)
+
+    async def _create(self, config: str, system: model.System | None, others: list[check.Named]) -> None:
+        try:
+            seen = await self._tool.create(config, system, others)
+        except Hung:
+            raise
+        except BackendError:
+            self._go(Phase.NONE)  # nothing was made: a cell of that name is somebody else's, and stays
+            raise
+        cpus = ranges.listed(seen.cpus) or "none"
+        log.info("%s: made cell '%s'; CPUs that have left the root system: %s", self._owner, seen.name, cpus)
+
+    def _write_files(self) -> str:
+        assert self._plan is not None
+        config = ""
+        for name, data in self._plan.files.items():
+            path = os.path.join(self._directory, name)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            config = path if name.endswith(".cell") else config
+        return config
+
+    async def _load(self) -> None:
+        ready = await anyio.to_thread.run_sync(images, self._cell.loads, self._directory)
+        await self._tool.load(self._cell.name, ready)
+
+    def inheritance(self) -> Inheritance:
+        """Return nothing worth keeping: a cell has neither event nor control channel."""
+        self._nulls = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
+        return Inheritance(self._nulls[0], self._nulls[1], ())
+
+    def console(self) -> base.Source | None:
+        """Return what the board connects with the cell's console; None: there is none."""
+        choice = self._cell.console
+        if choice.source is Source.VIRTUAL:
+            fresh = self._plan is not None
+            return self._machine.virtual.source(self._cell.name, self._say, fresh=fresh)
+        return tty.source(choice, self._say) if choice.source is Source.UART else None
+
+    def helpers(self) -> list[int]:
+        """Return nothing: there are none."""
+        return []
+
+    # Section: watching it
+
+    async def watch(self, told: Told) -> None:
+        """Look at the cell from now on."""
+        self._told = told
+        self._watched = True
+        self._close_nulls()
+        self._machine.watcher.watch(self._owner, self._on_view)
+
+    def _close_nulls(self) -> None:
+        for fd in self._nulls:
+            os.close(fd)
+        self._nulls = []
+
+    def _say(self, text: str) -> None:
+        if self._told is not None:
+            self._told.say(text)
+
+    def _on_view(self, view: View | None) -> None:
+        cell = view.find(self._cell.name) if view is not None else None
+        if cell is not None and cell.failed != self._failed:
+            self._failed = cell.failed
+            if cell.failed and cell.runs:
+                self._say(f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on")
+        cause = ending.judge(self._phase, self._cell.name, view, asked=self._stopping is not None)
+        if cause is not None:
+            self._end(cause)
+
+    def _end(self, cause: Cause) -> None:
+        told, self._told = self._told, None
+        if told is None:
+            return
+        self._cause = cause
+        self._over = True
+        self._machine.watcher.unwatch(self._owner)
+        told.ended()
+
+    def rang(self) -> None:
+        """The stub has nothing to say: it has no child."""
+
+    async def adopt(self, told: Told) -> bool | None:
+        """Go on where an earlier supervisor stood; sysfs decides what it did not live to write down."""
+        self._told = told
+        self._watched = True
+        try:
+            view = await self._tool.look()
+        except BackendError as exc:
+            log.error("%s: %s", self._owner, exc)
+            self._machine.watcher.watch(self._owner, self._on_view)  # which will end it if it stays so
+            return self._phase in (Phase.STARTED, Phase.PAUSED)
+        cell = view.find(self._cell.name)
+        if self._phase is Phase.STARTING:
+            self._go(Phase.STARTED if cell is not None and cell.runs else Phase.LOADED)
+        cause = ending.judge(self._phase, self._cell.name, view, asked=False)
+        if cause is not None:
+            self._failed = cell.failed if cell is not None else ()
+            asyncio.get_running_loop().call_soon(self._end, cause)
+            return None
+        self._machine.watcher.watch(self._owner, self._on_view)
+        return self._phase in (Phase.STARTED, Phase.PAUSED)
+
+    # Section: driving it
+
+    async def start(self) -> None:
+        """Let the cell's CPUs run."""
+        self._go(Phase.STARTING)
+        await self._tool.start(self._cell.name)
+        self._go(Phase.STARTED)
+        self._machine.watcher.hurry()
+
+    async def suspend(self) -> None:
+        """Stop the cell, where the configuration wants that: Jailhouse cannot make one stand still."""
+        if self._machine.settings.pause != "shutdown":
+            raise UnsupportedError(
+                "cannot pause a cell: Jailhouse can stop a cell only with the loss of its state",
+                'to have it stopped and started afresh, set pause = "shutdown" in [jailhouse]',
+            )
+        before = self._phase
+        self._go(Phase.PAUSED)
+        try:
+            await self._tool.shutdown(self._cell.name)
+        except BackendError:
+            self._go(before)
+            raise
+
+    async def resume(self) -> None:
+        """Load the images again and start the cell from its beginning; one that runs already is left alone."""
+        if self._phase is Phase.STARTED:
+            return
+        await self._load()
+        await self.start()
+
+    async def deliver(self, signal: int) -> bool:
+        """Return False: a cell knows no signals."""
+        return False
+
+    async def stop(self) -> bool:
+        """Return False: the hypervisor's request comes with every stop, and a guest that refuses is asked again."""
+        return False
+
+    def destroy(self) -> None:
+        """Stop the cell's CPUs, again and again if its guest refuses; ``release`` destroys it then."""
+        if self._stopping is None and not self._over:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="stop cell")
+
+    async def _stop(self) -> None:
+        backoff, said = Backoff(FIRST_PAUSE, LONGEST_PAUSE), False
+        while not self._over and self._told is not None:
+            try:
+                await self._tool.shutdown(self._cell.name)
+            except Gone:
+                self._end(Cause.KILLED)
+            except Hung as exc:
+                log.error("%s: %s", self._owner, exc)
+                self._end(Cause.SILENT)
+            except BackendError as exc:
+                log.warning("%s: %s", self._owner, exc)
+                if not said:
+                    said = True
+                    self._say(f"{exc.msg}; trying again")
+                await asyncio.sleep(backoff.pause())
+            else:
+                self._end(Cause.KILLED)
+
+    def resize(self, rows: int, cols: int) -> None:
+        """A cell has no terminal that could have a size."""
+
+    async def send_break(self) -> bool:
+        """Return False: where the console is a serial line, its source sends the break."""
+        return False
+
+    def end_of_input(self, total: int) -> None:
+        """A cell cannot be told."""
+
+    # Section: its end
+
+    def settle(self, evidence: Evidence) -> Verdict:
+        """Say how the cell ended."""
+        return ending.verdict(self._cause, self._failed, evidence)
+
+    async def release(self) -> None:
+        """Destroy a cell that has ended, or that nobody will ever watch, and give back what it had."""
+        self._told = None
+        self._machine.watcher.unwatch(self._owner)
+        if self._stopping is not None:
+            self._stopping.cancel()
+            await asyncio.wait([self._stopping])
+            self._stopping = None
+        self._close_nulls()
+        if self._over or not self._watched:
+            with anyio.CancelScope(shield=True):
+                await self._clean()
+
+    async def bury(self) -> None:
+        """Destroy a cell that nobody will adopt."""
+        await self.release()
+
+    async def _is_gone(self) -> bool:
+        """Whether the cell is gone all the same: disabling the hypervisor destroys all of them."""
+        try:
+            return (await self._tool.look()).find(self._cell.name) is None
+        except BackendError:
+            return False
+
+    async def _clean(self) -> None:
+        if self._phase is not Phase.NONE:
+            try:
+                with contextlib.suppress(Gone):
+                    await self._tool.destroy(self._cell.name)
+            except BackendError as exc:
+                if not await self._is_gone():
+                    log.error("%s: %s; its CPUs and memory stay taken", self._owner, exc)
+                    self._machine.cells.pop(self._owner, None)
+                    return
+        self._watched = True  # once is enough
+        with contextlib.suppress(OSError):  # the record is gone already
+            self._go(Phase.NONE)  # the next cell of this name is somebody else's
+        try:
+            await self._machine.free(self._owner)
+        except BackendError as exc:
+            log.error("%s: %s", self._owner, exc)

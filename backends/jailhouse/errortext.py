@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ``jailhouse`` tool says when it fails, in words that help.
+
+Its errors are one ``perror`` line, and coarse: ``Invalid argument`` stands for a hypervisor that is not enabled, a
+file of another revision, an address that nothing lies at, and more. What was asked, whether Jailhouse is enabled and
+what the driver told the kernel log tell them apart.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from runphi_async.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Hung(BackendError):
+    """Raised when the hypervisor does not answer any more: only a reset of the board helps."""
+
+
+class Refused(BackendError):
+    """Raised when a guest does not agree to what is to be done; it may agree later."""
+
+
+class Gone(BackendError):
+    """Raised when a cell that is to be driven is not there any more."""
+
+
+class Action(enum.StrEnum):
+    """What the tool was asked to do, as a person would say it."""
+
+    ENABLE = "enable Jailhouse"
+    DISABLE = "disable Jailhouse"
+    CREATE = "create cell"
+    LOAD = "load images into cell"
+    START = "start cell"
+    SHUTDOWN = "shut down cell"
+    DESTROY = "destroy cell"
+    CONSOLE = "read the hypervisor's console"
+    OTHER = "run jailhouse"
+
+
+class Condition(enum.StrEnum):
+    """What can be done with Jailhouse at all."""
+
+    #: the kernel module is not loaded
+    ABSENT = "absent"
+    #: the module is loaded, the hypervisor is not enabled
+    LOADED = "loaded"
+    ENABLED = "enabled"
+
+
+class Facts(NamedTuple):
+    """What is known besides the tool's words.
+
+    :ivar target: name of the cell, or the file for ``enable``.
+    :ivar condition: of Jailhouse after the call.
+    :ivar reason: the driver's last words in the kernel log; empty: none.
+    :ivar is_root: whether the target is the root cell.
+    """
+
+    target: str
+    condition: Condition
+    reason: str = ""
+    is_root: bool = False
+
+
+class Answer(NamedTuple):
+    """How a call of the tool ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+#: Errors that mean one thing for an action, whatever else is known: (why, how to mend it).
+_PLAIN: Final[Mapping[tuple[Action, str], tuple[str, str]]] = {
+    (Action.ENABLE, "Device or resource busy"): ("it is enabled already", "disable it first, or use it as it is"),
+    (Action.ENABLE, "No such file or directory"): (
+        "the hypervisor's image is not in /lib/firmware",
+        "install jailhouse.bin there",
+    ),
+    (Action.ENABLE, "No such device"): (
+        "the CPU has no virtualization that Jailhouse can use",
+        "look into the firmware's settings and the kernel's log",
+    ),
+    (Action.DISABLE, "Operation not permitted"): (
+        "a cell refuses to shut down; cells before it in the list are destroyed already",
+        "end what runs in the cell, then try again",
+    ),
+    (Action.DISABLE, "Device or resource busy"): (
+        "a CPU of the root cell is offline; all other cells are destroyed already",
+        "bring every CPU online, then try again",
+    ),
+    (Action.CREATE, "File exists"): ("Jailhouse has a cell of that name", "destroy it, or choose another name"),
+    (Action.CREATE, "Device or resource busy"): (
+        "a CPU of it belongs to another cell or is not the root cell's",
+        "choose CPUs that the root cell has",
+    ),
+    (Action.CREATE, "Operation not permitted"): (
+        "another cell is locked and allows no changes",
+        "end what locks that cell (its state is running/locked), then try again",
+    ),
+    (Action.CREATE, "Argument list too long"): ("its configuration is larger than 64 KiB", "use fewer regions"),
+    (Action.CREATE, "Cannot allocate memory"): (
+        "the hypervisor has no memory left for it",
+        "destroy cells, or give the hypervisor more memory in the system configuration",
+    ),
+    (Action.LOAD, "Device or resource busy"): (
+        "its memory cannot be mapped",
+        "check the cell with `runphi cell check --system`",
+    ),
+    (Action.CONSOLE, "Operation not permitted"): (
+        "the system configuration does not allow it",
+        "set VIRTUAL_DEBUG_CONSOLE in the system configuration",
+    ),
+    (Action.CONSOLE, "Resource temporarily unavailable"): (
+        "Jailhouse has not been enabled since its module was loaded",
+        "enable it first",
+    ),
+}
+_REFUSES: Final = ("the cell refuses to shut down", "end what runs in it, then try again")
+_INTERRUPTED: Final = ("the call was interrupted", "try again")
+#: The driver's words in the kernel log.
+_REASONS: Final[Mapping[str, tuple[str, str]]] = {
+    "Not a cell configuration": (
+        "the file is no cell configuration of this Jailhouse",
+        "look at it with `runphi cell dump`",
+    ),
+    "Not a system configuration": (
+        "the file is no system configuration of this Jailhouse",
+        "look at it with `runphi cell dump`",
+    ),
+    "Configuration revision mismatch": (
+        "the file has another revision than this Jailhouse",
+        "build it for the board's Jailhouse; `runphi cell dump` shows its revision",
+    ),
+    "Configuration architecture mismatch": (
+        "the file is for another architecture",
+        "build it for the board; `runphi cell dump` shows its architecture",
+    ),
+    "Missing hypervisor image": _PLAIN[Action.ENABLE, "No such file or directory"],
+    "Cannot assign CPU 0 to other cells": ("CPU 0 cannot leave the root cell on x86", "choose other CPUs"),
+    "request_mem_region failed": (
+        "the hypervisor's memory is in use by Linux",
+        "reserve it with mem= or memmap= on the kernel's command line",
+    ),
+}
+_ON_CELLS: Final = (Action.LOAD, Action.START, Action.SHUTDOWN, Action.DESTROY)
+
+
+def explain(action: Action, answer: Answer, facts: Facts) -> BackendError:
+    """Return the error to show for a call of the tool that failed."""
+    why, mend = _explain(action, answer, facts)
+    about = f" {facts.target!r}" if facts.target and action in (*_ON_CELLS, Action.CREATE) else ""
+    return _kind(action, answer)(f"cannot {action}{about}: {why}", mend)
+
+
+def _kind(action: Action, answer: Answer) -> type[BackendError]:
+    """Return the class of an error that somebody can react to."""
+    prefix, _, error = answer.err.strip().rpartition(": ")
+    if not prefix.startswith("JAILHOUSE_CELL_"):
+        return BackendError
+    if error == "Operation not permitted":
+        return Refused
+    return Gone if action in _ON_CELLS and error == "No such file or directory" else BackendError
+
+
+def _explain(action: Action, answer: Answer, facts: Facts) -> tuple[str, str]:
+    line = (answer.err.strip().splitlines() or [""])[-1]
+    prefix, _, error = line.rpartition(": ")
+    if prefix.startswith(("opening ", "reading ")):
+        return _file(prefix, error)
+    if answer.out.startswith("Usage: "):
+        return "the tool does not understand the command", "is it the jailhouse tool of this Jailhouse?"
+    if not prefix.startswith(("JAILHOUSE_", "read(console)")):
+        said = f"jailhouse said {line!r}" if line else "jailhouse said nothing"
+        return f"{said} and ended with status {answer.status}", "look into the kernel's log"
+    if facts.condition is not Condition.ENABLED and action is not Action.ENABLE and error == "Invalid argument":
+        return "Jailhouse is not enabled", "enable it with the board's system configuration"
+    for words, meaning in _REASONS.items():
+        if words in facts.reason:
+            return meaning
+    if error == "Interrupted system call":
+        return _INTERRUPTED
+    if (action, error) in _PLAIN:
+        return _PLAIN[action, error]
+    if action in _ON_CELLS:
+        return _on_cell(action, error, facts)
+    if error == "Invalid argument":
+        return _invalid(action)
+    return f"jailhouse said {line!r}", "look into the kernel's log"
+
+
+def _file(prefix: str, error: str) -> tuple[str, str]:
+    word, _, name = prefix.partition(" ")
+    if name == "/dev/jailhouse":
+        if error == "Permission denied":
+            return "/dev/jailhouse may not be opened", "run the supervisor as root"
+        return "Jailhouse's kernel module is not loaded", "load it with modprobe jailhouse"
+    if name == "stats":
+        return "Jailhouse has no statistics of it", "is the cell there, and Jailhouse enabled?"
+    return f"{name} cannot be {'opened' if word == 'opening' else 'read'}: {error}", "name a file that can be read"
+
+
+def _on_cell(action: Action, error: str, facts: Facts) -> tuple[str, str]:
+    if error == "Operation not permitted":
+        return _REFUSES
+    if error == "No such file or directory":
+        return "Jailhouse has no cell of that name", "somebody destroyed it, or it was never made"
+    if error == "Invalid argument" and facts.is_root:
+        return "it is the root cell, in which Linux runs", "name another cell"
+    if error == "Invalid argument" and action is Action.LOAD:
+        return (
+            "an image does not fit into a LOADABLE region at its address; the cell has been stopped",
+            "load it where the cell has memory, or give the cell more",
+        )
+    return f"jailhouse said {error!r}", "look into the kernel's log"
+
+
+def _invalid(action: Action) -> tuple[str, str]:
+    if action is Action.ENABLE:
+        return (
+            "the system configuration does not fit the machine",
+            "it must list exactly the CPUs that are online and be whole; `jailhouse console` may tell more",
+        )
+    return "Jailhouse refused the configuration", "check it with `runphi cell check --system`"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of made-up guests, one or more for each shipped board: what docs/reference/boards.md shows.
+
+``python -m backends.jailhouse.examples`` prints that part of the page; a test keeps it current.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from backends.jailhouse import generator
+from backends.jailhouse.desk import Facts
+from runphi_async.partition import board as boards
+from runphi_async.partition import conf
+from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.spec import GuestKind, GuestSpec
+from runphi_async.partition.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from backends.jailhouse.plan import JailhousePlan
+
+
+class Example(NamedTuple):
+    """A guest for a board."""
+
+    title: str
+    board: str
+    image: ImageFacts
+    spec: dict[str, Any]
+
+
+_FLAT: Final = ImageFacts(ImageFormat.FLAT, 40 * KIB)
+_ZEPHYR: Final = ImageFacts(
+    ImageFormat.ELF, 300 * KIB, "aarch64", 64, 0x7000_0C34, (Segment(0x7000_0000, 0x7003_2000),)
+)
+_KERNEL: Final = ImageFacts(ImageFormat.ARM64_IMAGE, 9 * MIB, "aarch64")
+_R5: Final = ImageFacts(ImageFormat.ELF, 90 * KIB, "arm", 32, 0, (Segment(0, 0x800), Segment(0x3ED0_0000, 0x3ED1_0000)))
+_INMATE: Final = {"kind": GuestKind.INMATE}
+_SIZES: Final = {"Image": 9 * MIB, "initrd.cpio": 2 * MIB, "board.dtb": 3000}
+
+EXAMPLES: Final = (
+    Example(
+        "A flat image linked for address 0, as Jailhouse's own demos are",
+        "qemu-arm64",
+        _FLAT,
+        {**_INMATE, "id": "demo", "inmate": "demo.bin", "cmdline": "con-virtual=true"},
+    ),
+    Example(
+        "A Zephyr image linked for 0x70000000, with a network and 4 MiB",
+        "qemu-arm64",
+        _ZEPHYR,
+        {**_INMATE, "id": "zephyr", "inmate": "zephyr.elf", "net": "yes", "memory_limit": 4 * MIB},
+    ),
+    Example(
+        "An image for a Cortex-R5",
+        "kria-kv260",
+        _R5,
+        {**_INMATE, "id": "motor", "inmate": "motor.elf", "rpu": True, "memory_limit": MIB},
+    ),
+    Example(
+        "A flat image whose memory has a quarter of the cache",
+        "kria-kv260",
+        _FLAT,
+        {**_INMATE, "id": "control", "inmate": "control.bin", "annotations": {"org.runphi.colors": "0-3"}},
+    ),
+    Example(
+        "A Linux kernel with its RAM disk on two CPUs",
+        "zcu104",
+        _KERNEL,
+        {
+            "kind": GuestKind.KERNEL,
+            "id": "linux",
+            "kernel": "Image",
+            "ramdisk": "initrd.cpio",
+            "dtb": "board.dtb",
+            "cpu_quota": 200_000,
+            "net": "net1",
+        },
+    ),
+)
+
+
+def plan(example: Example) -> JailhousePlan:
+    """Return the plan of an example on an empty board."""
+    facts = Facts(board=boards.load(example.board), image=example.image, loader="linux-loader.bin", sizes=dict(_SIZES))
+    return generator.plan(GuestSpec(rootfs="rootfs", **example.spec), facts)
+
+
+def page() -> str:
+    """Return the part of the page, in Markdown."""
+    lines = ["<!-- made by `python -m backends.jailhouse.examples` -->"]
+    for example in EXAMPLES:
+        lines += ["", f"### `{example.board}`: {example.title}", "", "```", conf.render(plan(example)).rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

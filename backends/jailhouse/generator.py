@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Jailhouse config generator: six decisions, six Jailhouse halves, one cell.
+
+:func:`plan` is pure: the board, the ledger's state and facts about the image are gathered before, by ``planner.py``.
+It claims nothing; its result says what has to be claimed before the cell is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from itertools import combinations
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from backends.jailhouse import boot, cellfile, comm, cpu, desk, dev, mem, net
+from backends.jailhouse.desk import Part
+from backends.jailhouse.plan import CellPlan, Chip, JailhousePlan, Region, SharedDevice
+from runphi_async.errors import PlanError
+from runphi_async.partition import board as boards
+from runphi_async.partition import ranges
+from runphi_async.partition.claims import Claim, Kind, Owner, holders, refuse, taken
+from runphi_async.partition.ranges import Range
+
+if TYPE_CHECKING:
+    from backends.jailhouse.desk import Facts
+    from backends.jailhouse.net import Joined
+    from runphi_async.partition.board import Board
+    from runphi_async.partition.spec import GuestSpec
+
+#: the tool cuts names at this many bytes without a word
+NAME_MAX: Final = 31
+#: a name that the tool can never take for a number, nor a shell for more than one word
+_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@+-]*")
+#: bytes of the readable beginning of a shortened name, and hexadecimal digits of its hash
+_HEAD: Final = 18
+_HASH: Final = 12
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the start helper settles.
+
+    :ivar name: of the cell.
+    """
+
+    name: str
+    explain: tuple[str, ...]
+
+
+class Tail(msgspec.Struct, frozen=True):
+    """What the end helper puts together."""
+
+    regions: tuple[Region, ...]
+    chips: tuple[Chip, ...]
+    devices: tuple[SharedDevice, ...]
+    vpci_irq_base: int
+    claims: tuple[Claim, ...]
+    explain: tuple[str, ...]
+
+
+def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
+    """Plan the cell.
+
+    :raises PlanError: it cannot be had; says what is missing and who has it.
+    """
+    template = desk.template(spec, facts.board)
+    head = start_helper(spec, facts)
+    image = boot.decide(spec, facts)
+    cpus = cpu.choose(spec, facts)
+    memory = mem.choose(spec, facts, template, cpus.rpu)
+    channels = comm.choose(spec, facts, template)
+    booting = boot.choose(spec, facts, template, image, memory, channels.kind)
+    network, net_part = net.choose(spec, facts)
+    devices = dev.choose(spec, facts, {channels.console.name})
+
+    joined = [place for place in (network, _console_place(channels, facts)) if place is not None]
+    own = Part(cpu.processor_memory(cpus.rpu))
+    parts = (
+        *(place.part for place in joined),
+        own,
+        cpus.part,
+        memory.part,
+        booting.part,
+        devices,
+        net_part,
+        channels.part,
+    )
+    tail = end_helper(spec, facts, joined, parts)
+    cell = CellPlan(
+        name=head.name,
+        board=facts.board.name,
+        dialect=facts.board.dialect,
+        arch=facts.board.arch,
+        cpus=cpus.cpus,
+        rpus=(cpus.rpu.id,) if cpus.rpu is not None else (),
+        regions=tail.regions,
+        chips=tail.chips,
+        devices=tail.devices,
+        uart=channels.uart,
+        virtual_console=channels.virtual,
+        console=channels.console,
+        passive=facts.board.comm.passive,
+        reply_timeout=facts.board.comm.reply_timeout,
+        reset_address=booting.reset_address,
+        vpci_irq_base=tail.vpci_irq_base,
+        loads=booting.loads,
+        cmdline=booting.cmdline,
+    )
+    return JailhousePlan(
+        backend="jailhouse",
+        kind=spec.kind,
+        arch=booting.arch,
+        memory_bytes=memory.bytes,
+        vcpus=max(1, len(cpus.cpus)),
+        pins=cpus.cpus,
+        files=cellfile.artefacts(spec.id, cell),
+        channels=spec.channels,
+        console=spec.console,
+        explain=(*head.explain, *(line for part in parts for line in part.explain), *tail.explain),
+        cell=cell,
+        claims=tail.claims,
+    )
+
+
+def _console_place(channels: comm.CellComm, facts: Facts) -> Joined | None:
+    if channels.slot is None:
+        return None
+    place = net.join(channels.slot, facts)
+    if place is None:
+        who = holders(facts.held, Kind.IVSHMEM, channels.slot.name)
+        raise PlanError(f"cannot give the cell console '{channels.slot.name}': every place is taken; {who}")
+    return place
+
+
+# Section: the start helper
+
+
+def start_helper(spec: GuestSpec, facts: Facts) -> Head:
+    """Give the cell its name: the container's where the tool can take it, else a shorter one that is like no other."""
+    used = {held.owner.cell for held in facts.held} | {facts.board.root_cell}
+    name = cell_name(spec.id, used)
+    board = f"cell: '{name}' on board '{facts.board.name}', layout {facts.board.dialect}"
+    if name == spec.id:
+        return Head(name, (board,))
+    return Head(name, (board, f"cell: '{spec.id}' itself cannot be its name: too long, like a number, or taken"))
+
+
+def cell_name(container: str, used: set[str]) -> str:
+    """Return a name of at most 31 bytes that is in no use and that no tool takes for a number.
+
+    :param used: names of other cells, the root cell's included.
+    """
+    if len(container) <= NAME_MAX and _PLAIN.fullmatch(container) and container not in used:
+        return container
+    head = re.sub(r"[^A-Za-z0-9_.@+-]", "_", container)
+    head = head if head[:1].isalpha() else f"c{head}"
+    attempt = 0
+    while True:
+        text = container if attempt == 0 else f"{container}#{attempt}"
+        name = f"{head[:_HEAD]}-{hashlib.sha256(text.encode()).hexdigest()[:_HASH]}"
+        if name not in used:
+            return name
+        attempt += 1
+
+
+# Section: the end helper
+
+
+def end_helper(spec: GuestSpec, facts: Facts, joined: list[Joined], parts: tuple[Part, ...]) -> Tail:
+    """Put the managers' parts together and check that they go with one another."""
+    regions = tuple(region for part in parts for region in part.regions)
+    _check_regions(regions)
+    first = 0
+    devices: list[SharedDevice] = []
+    for place in joined:
+        slot = place.slot
+        domain = facts.board.vpci.domain
+        devices.append(SharedDevice(slot.name, domain, slot.device, first, place.peer, slot.peers, place.protocol))
+        first += len(place.part.regions)
+    block, pins, explain = _interrupts(facts, devices)
+    claims = [claim for part in parts for claim in part.claims]
+    if block is not None:
+        claims.append(Claim(Kind.IRQ, block.start, block.end, what="virtual PCI"))
+    irqs = {irq for part in parts for irq in part.irqs} | set(pins)
+    refuse(Owner(spec.id), claims, facts.held)
+    base = block.start - boards.FIRST_SPI if block is not None else 0
+    return Tail(regions, _chips(facts.board, irqs), tuple(devices), base, tuple(claims), explain)
+
+
+def _check_regions(regions: tuple[Region, ...]) -> None:
+    """A region over another one would hide it from the cell."""
+    real = [region for region in regions if region.size]
+    for one, two in combinations(real, 2):
+        if one.guest.overlaps(two.guest):
+            raise PlanError(
+                f"cannot lay out the cell: {one.what} at guest address {one.guest.text()} covers {two.what} at "
+                f"{two.guest.text()}",
+                "link the image for another address, or lower its memory limit",
+            )
+
+
+def _interrupts(facts: Facts, devices: list[SharedDevice]) -> tuple[Range | None, set[int], tuple[str, ...]]:
+    """Take four interrupts for the virtual PCI host of a cell with shared memory."""
+    numbers = ranges.numbers(facts.board.vpci.irqs)
+    if not devices or not numbers:
+        return None, set(), ()
+    like = Claim(Kind.IRQ, 0, 1)
+    free = ranges.without([Range(n, n + 1) for n in numbers], taken(facts.held, like))
+    block = ranges.first_fit(free, boards.PINS_PER_CELL)
+    if block is None:
+        who = holders(facts.held, Kind.IRQ)
+        raise PlanError(f"cannot give the cell interrupts for its shared memory: none are left; {who}")
+    pins = {block.start + (device.bdf >> 3 & 3) for device in devices}
+    sentence = (
+        f"cell: interrupts {block.start}-{block.end - 1} for its virtual PCI, of which it gets {ranges.listed(pins)}"
+    )
+    return block, pins, (sentence,)
+
+
+def _chips(board: Board, irqs: set[int]) -> tuple[Chip, ...]:
+    found = []
+    for chip in board.irqchip:
+        pins = tuple(sorted(irqs & set(ranges.numbers(chip.pins))))
+        irqs = irqs - set(pins)
+        if pins:
+            found.append(Chip(chip.address, chip.id, chip.pin_base, pins))
+    return tuple(found)

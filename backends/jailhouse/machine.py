@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one hypervisor of this machine, as all drivers share it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from backends.jailhouse import cellfile, check, codec, model
+from backends.jailhouse.plan import Virtual
+from backends.jailhouse.tool import Places, Tool
+from backends.jailhouse.virtual import VirtualConsole
+from backends.jailhouse.watcher import Watcher
+from runphi_async.errors import BackendError
+from runphi_async.partition import claims
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backends.jailhouse.plan import CellPlan
+    from backends.jailhouse.sysfs import View
+    from runphi_async.config import Jailhouse
+    from runphi_async.partition.claims import Held
+    from runphi_async.partition.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+
+#: Where daemons look for programs when the starter's PATH says nothing useful.
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Machine:
+    """Tool, sysfs, ledger and the cells that are ours.
+
+    :ivar cells: the plans of cells that a driver of ours answers for, by the name of their record.
+    :ivar claiming: records that are about to claim what a cell needs.
+    """
+
+    def __init__(self, settings: Jailhouse, ledger: Ledger) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.program = shutil.which(settings.tool, path=f"{os.environ.get('PATH', '')}:{_PATH}") or settings.tool
+        self.tool = Tool(Places(self.program, settings.sysfs), settings.deadline_seconds)
+        self.watcher = Watcher(self.tool.look)
+        self.cells: dict[str, CellPlan] = {}
+        self.claiming: set[str] = set()
+        self.virtual = VirtualConsole(self.tool, self.program, self.watcher, self._mute)
+
+    def _mute(self) -> set[str]:
+        return {plan.name for plan in self.cells.values() if plan.virtual_console is Virtual.NO}
+
+    def beside(self, name: str, cell: CellPlan, view: View) -> tuple[model.System | None, list[check.Named]]:
+        """Return what a new cell is to be checked against: the system configuration and all other cells (blocks).
+
+        :param name: of its record.
+        :raises BackendError: the system configuration is that of another board.
+        """
+        root, system = view.root, self._system()
+        if system is not None and root is not None and system.root_cell.name != root.name:
+            raise BackendError(
+                f"cannot make cell '{cell.name}': the root cell here is '{root.name}', and jailhouse.system_config is "
+                f"that of '{system.root_cell.name}'",
+                "name the file that the hypervisor was enabled with",
+            )
+        others = {other: plan for other, plan in self.cells.items() if other != name}
+        return system, [check.Named(f"'{other}'", cellfile.config(plan)) for other, plan in others.items()]
+
+    def _system(self) -> model.System | None:
+        path = self.settings.system_config
+        if not path:
+            return None
+        try:
+            with open(path, "rb") as file:
+                config = codec.decode(file.read())
+        except OSError as exc:
+            raise BackendError(f"cannot read jailhouse.system_config {path}: {exc.strerror}") from exc
+        if not isinstance(config, model.System):
+            raise BackendError(f"cannot use jailhouse.system_config {path}: it is the configuration of a cell")
+        return config
+
+    def stale(self, held: Sequence[Held], view: View) -> set[str]:
+        """Return who holds something that nobody answers for, and whose cell is gone: a supervisor died in between."""
+        known = self.cells.keys() | self.claiming
+        return {odd.owner for odd in claims.check(held, view.guests()) if odd.stale and odd.owner not in known}
+
+    async def reconcile(self, view: View) -> None:
+        """Free what is stale."""
+        for name in self.stale(await anyio.to_thread.run_sync(self.ledger.held), view):
+            log.warning("ledger: freeing what '%s' had: its cell is gone, and nobody answers for it", name)
+            await self.free(name)
+
+    async def free(self, name: str) -> None:
+        """Give back what a container has of the board."""
+        await anyio.to_thread.run_sync(self.ledger.free, name)
+        self.cells.pop(name, None)
+
+
+def owner_of(directory: str) -> str:
+    """Return under which name a record claims."""
+    return os.path.basename(os.path.normpath(directory))

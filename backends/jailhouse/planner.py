@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planning cells on this machine: gathers the board, the ledger and the image's facts, and decides.
+
+The only part of the generator that touches files; it changes none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+
+from backends.jailhouse import boot, generator
+from backends.jailhouse.desk import Facts
+from backends.qemu import elf
+from runphi_async.errors import ConfigError, PlanError
+from runphi_async.partition import board as boards
+from runphi_async.partition import iomem, ranges
+from runphi_async.partition.boot import ImageFormat
+from runphi_async.partition.claims import Seen, strangers
+from runphi_async.partition.ledger import FILE, Decision, Ledger
+from runphi_async.partition.spec import GuestKind
+from runphi_async.store import boot_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backends.jailhouse.plan import JailhousePlan
+    from runphi_async.config import Config, Jailhouse
+    from runphi_async.partition.board import Board
+    from runphi_async.partition.claims import Held
+    from runphi_async.partition.ranges import Range
+    from runphi_async.partition.spec import GuestSpec
+
+#: where the driver shows the hypervisor and its cells
+SYSFS: Final = "/sys/devices/jailhouse"
+#: bytes of a file's header and padding in a RAM disk, at most, besides its name
+_ENTRY: Final = 128
+
+
+class JailhousePlanner:
+    """Plans cells for the configured board."""
+
+    name = "jailhouse"
+
+    def __init__(self, config: Config, run_dir: str, sysfs: str = SYSFS, iomem_path: str | None = None) -> None:
+        self._config = config.jailhouse
+        self._sysfs = sysfs
+        # a sysfs tree that is not the machine's own is no word about the machine
+        self._iomem = iomem.PATH if iomem_path is None and sysfs == SYSFS else iomem_path
+        self.ledger = Ledger(os.path.join(run_dir, FILE), boot_id())
+
+    async def plan(self, spec: GuestSpec) -> JailhousePlan:
+        """Plan a cell; changes nothing."""
+        facts = await anyio.to_thread.run_sync(self._gather, spec)
+        return generator.plan(spec, facts)
+
+    async def reserve(self, spec: GuestSpec, owner: str) -> JailhousePlan:
+        """Plan a cell and claim what it needs, in one step: nobody can take it in between.
+
+        :param owner: the container's record, which ``ledger.free`` wants at its end.
+        """
+        return await anyio.to_thread.run_sync(self._reserve, spec, owner)
+
+    def _gather(self, spec: GuestSpec) -> Facts:
+        return gather(spec, self.board(), self._config, self.ledger.held(), self.cells())
+
+    def _reserve(self, spec: GuestSpec, owner: str) -> JailhousePlan:
+        facts, seen = gather(spec, self.board(), self._config), self.cells()
+
+        def decide(held: tuple[Held, ...]) -> Decision[JailhousePlan]:
+            everything = (*held, *strangers(held, seen))
+            plan = generator.plan(spec, msgspec.structs.replace(facts, held=everything))
+            return Decision(plan, plan.cell.name, plan.claims)
+
+        return self.ledger.reserve(owner, decide)
+
+    def board(self) -> Board:
+        """Return the configured board.
+
+        :raises PlanError: the system that runs on it uses memory that the board file lends.
+        """
+        found = board(self._config)
+        if self._iomem is not None and os.path.isdir(self._sysfs):  # else this machine is not the board
+            for finding in iomem.findings(found, _system_ram(self._iomem)):
+                raise PlanError(f"cannot use board '{found.name}': {finding.problem}", finding.hint)
+        return found
+
+    def cells(self) -> list[Seen]:
+        """Return the cells that the hypervisor shows."""
+        return cells(self._sysfs)
+
+
+def board(config: Jailhouse) -> Board:
+    """Return the configured board.
+
+    :raises ConfigError: there is none.
+    """
+    if not config.board:
+        known = ", ".join(boards.shipped())
+        raise ConfigError(
+            "cannot plan a cell: no board is configured", f"set jailhouse.board to a board file or one of: {known}"
+        )
+    return boards.load(config.board)
+
+
+def _system_ram(path: str) -> list[Range]:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return iomem.system_ram(file.read())
+    except OSError as exc:
+        raise PlanError(f"cannot read {path}, which says what memory the root system uses: {exc.strerror}") from exc
+
+
+def cells(sysfs: str = SYSFS) -> list[Seen]:
+    """Return the cells that the hypervisor shows, without the root cell (blocks); none where there is no hypervisor."""
+    found: list[Seen] = []
+    folder = os.path.join(sysfs, "cells")
+    try:
+        ids = sorted(os.listdir(folder), key=int)
+    except FileNotFoundError:
+        return found
+    for number in ids:
+        if number == "0":
+            continue
+        try:
+            name, cpus = (_line(folder, number, file) for file in ("name", "cpus_assigned_list"))
+        except FileNotFoundError:
+            continue  # destroyed meanwhile
+        found.append(Seen(name, ranges.numbers(cpus)))
+    return found
+
+
+def _line(folder: str, number: str, file: str) -> str:
+    with open(os.path.join(folder, number, file), encoding="utf-8", errors="replace") as opened:
+        return opened.read().rstrip("\n")
+
+
+def gather(
+    spec: GuestSpec, board: Board, config: Jailhouse, held: Sequence[Held] = (), seen: Sequence[Seen] = ()
+) -> Facts:
+    """Collect what ``generator.plan`` wants to know (blocks)."""
+    inmate = spec.kind is GuestKind.INMATE
+    kernel = config.kernel if os.path.exists(config.kernel) else None
+    image = boot.image(spec, kernel)
+    facts = elf.inspect(image)
+    files = [] if inmate else [image, spec.ramdisk, spec.dtb or config.dtb]
+    sizes = {path: os.stat(path).st_size for path in files if path is not None and os.path.exists(path)}
+    if spec.kind is GuestKind.LINUX:
+        sizes[spec.rootfs] = rootfs_size(spec.rootfs, sum(int(part.size) for part in board.memory))
+    return Facts(
+        board=board,
+        image=facts,
+        held=(*held, *strangers(held, seen)),
+        kernel=kernel,
+        dtb=config.dtb if config.dtb in sizes else None,
+        loader=config.loader if os.path.exists(config.loader) else None,
+        sizes=sizes,
+        text_offset=_text_offset(image) if facts.format is ImageFormat.ARM64_IMAGE else 0,
+    )
+
+
+def rootfs_size(rootfs: str, limit: int) -> int:
+    """Return what a RAM disk made of a directory takes at most; looking ends where it exceeds ``limit``."""
+    total = 0
+    for folder, directories, files in os.walk(rootfs):
+        for name in (*directories, *files):
+            try:
+                size = os.lstat(os.path.join(folder, name)).st_size if name in files else 0
+            except OSError:
+                continue  # gone meanwhile
+            total += size + len(os.fsencode(os.path.join(folder, name))) + _ENTRY
+        if total > limit:
+            break
+    return total
+
+
+def _text_offset(kernel: str) -> int:
+    """Return what an arm64 kernel's header says at byte 8."""
+    with open(kernel, "rb") as file:
+        head = file.read(16)
+    if len(head) < 16:
+        raise PlanError(f"cannot boot {kernel}: its header is cut off")
+    return int(struct.unpack_from("<Q", head, 8)[0])
+
+
+def backend(config: Config, run_dir: str) -> JailhousePlanner:
+    """Return the planner; called by ``backends.detect``."""
+    return JailhousePlanner(config, run_dir)

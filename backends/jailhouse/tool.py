@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``jailhouse`` tool, driven: one call at a time, each with a deadline, each verified by sysfs.
+
+The tool prints nothing when it succeeds, and success is no proof: it reports success for a cell of another architecture
+and makes none. So what counts is sysfs. Two kinds of bad input stop the board, so cells are checked before the tool
+sees them. A call that does not come back holds the driver's mutex for ever; from then on nothing else is tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from asyncio.subprocess import DEVNULL, PIPE
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import anyio
+
+from backends.jailhouse import check, codec, sysfs
+from backends.jailhouse.errortext import Action, Answer, Condition, Facts, Gone, Hung, explain
+from backends.jailhouse.model import NAME_MAX, System
+from runphi_async.errors import BackendError, CellError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backends.jailhouse.model import Cell
+    from backends.jailhouse.sysfs import CellSeen, View
+
+#: Seconds that a call may take. Recorded on a slow board: 0.2; loading a Linux of 10 MB: 5.
+DEADLINE: Final = 30.0
+#: Seconds that a killed tool may take to end; one whose CPU is parked never does.
+KILL_GRACE: Final = 1.0
+#: Seconds for a look at sysfs, which asks the hypervisor.
+LOOK_PATIENCE: Final = 5.0
+#: Bytes of the kernel's log that are looked at for the driver's words.
+LOG_MAX: Final = 1 << 16
+
+
+class Places(NamedTuple):
+    """Where things are: the tool, the sysfs tree, the kernel's log."""
+
+    program: str = "jailhouse"
+    sysfs: str = "/sys/devices/jailhouse"
+    kernel_log: str = "/dev/kmsg"
+
+
+class Image(NamedTuple):
+    """What to load: a file or, where ``text`` is given, a string; and the guest's address for it."""
+
+    address: int
+    path: str = ""
+    text: str | None = None
+
+
+class Tool:
+    """The one door to the hypervisor; calls wait for each other, whoever makes them."""
+
+    def __init__(self, places: Places | None = None, deadline: float = DEADLINE) -> None:
+        self._places = places or Places()
+        self._deadline = deadline
+        self._lock = anyio.Lock()
+        self._stuck: asyncio.subprocess.Process | None = None
+        self._stuck_at = ""
+
+    # Section: looking
+
+    async def look(self) -> View:
+        """Return what sysfs shows.
+
+        :raises Hung: it does not answer.
+        """
+        folder = self._places.sysfs
+        try:
+            with anyio.fail_after(LOOK_PATIENCE):
+                return await anyio.to_thread.run_sync(sysfs.look, folder, abandon_on_cancel=True)
+        except TimeoutError:
+            raise Hung(f"cannot read {folder}: no answer within {LOOK_PATIENCE:g} s", _HANGS) from None
+        except OSError as exc:
+            raise BackendError(f"cannot read {folder}: {exc.strerror}") from exc
+
+    async def condition(self) -> Condition:
+        """Return what can be done with Jailhouse."""
+        view = await self.look()
+        if not view.module:
+            return Condition.ABSENT
+        return Condition.ENABLED if view.enabled else Condition.LOADED
+
+    async def enabled(self) -> View:
+        """Return what sysfs shows of a hypervisor that runs.
+
+        :raises BackendError: none does, and why.
+        """
+        view = await self.look()
+        if view.enabled:
+            return view
+        if view.module:
+            why, mend = "Jailhouse is not enabled", "enable it with the board's system configuration"
+        else:
+            why, mend = "Jailhouse's kernel module is not loaded", "load it with modprobe jailhouse"
+        raise BackendError(f"cannot use Jailhouse: {why}", mend)
+
+    async def cells(self) -> dict[str, CellSeen]:
+        """Return all cells by name, the root cell among them; none when Jailhouse is not enabled."""
+        return {cell.name: cell for cell in (await self.look()).cells}
+
+    # Section: doing
+
+    async def enable(self, path: str) -> None:
+        """Enable the hypervisor with a system configuration.
+
+        :raises BackendError: it cannot be enabled, and why.
+        """
+        async with self._lock:
+            await self._run(Action.ENABLE, path, "enable", path)
+            await self._expect(Action.ENABLE, path, await self.condition() is Condition.ENABLED)
+
+    async def disable(self) -> None:
+        """Destroy all cells and disable the hypervisor."""
+        async with self._lock:
+            await self._run(Action.DISABLE, "", "disable")
+            await self._expect(Action.DISABLE, "", await self.condition() is Condition.LOADED)
+
+    async def create(self, path: str, system: System | None = None, others: Sequence[check.Named] = ()) -> CellSeen:
+        """Make a cell of a configuration file, after checking it.
+
+        :raises BackendError: the file would hang the board, or Jailhouse refuses it.
+        """
+        cell = await self._checked(path, system, others)
+        async with self._lock:
+            await self._run(Action.CREATE, cell.name, "cell", "create", path)
+            return await self._status(Action.CREATE, cell.name)
+
+    async def load(self, name: str, images: Sequence[Image]) -> CellSeen:
+        """Stop a cell and load images into it, in this order."""
+        words = [word for image in images for word in _image_words(image)]
+        return await self._on_cell(Action.LOAD, name, "load", *words)
+
+    async def start(self, name: str) -> CellSeen:
+        """Reset a cell's CPUs; the status is what the guest has come to since."""
+        return await self._on_cell(Action.START, name, "start")
+
+    async def shutdown(self, name: str) -> CellSeen:
+        """Stop a cell; it keeps its CPUs and memory. A cell that is stopped stays so."""
+        return await self._on_cell(Action.SHUTDOWN, name, "shutdown")
+
+    async def destroy(self, name: str) -> None:
+        """Take a cell away and give back what it had."""
+        async with self._lock:
+            await self._run(Action.DESTROY, name, "cell", "destroy", "--name", name)
+            await self._expect(Action.DESTROY, name, name not in await self.cells())
+
+    # Section: parts
+
+    async def _on_cell(self, action: Action, name: str, verb: str, *words: str) -> CellSeen:
+        async with self._lock:
+            await self._run(action, name, "cell", verb, "--name", name, *words)
+            status = await self._status(action, name)
+            await self._expect(
+                action, name, action is Action.START or not status.runs, f"its state is {status.state!r}"
+            )
+            return status
+
+    async def _checked(self, path: str, system: System | None, others: Sequence[check.Named]) -> Cell:
+        try:
+            data = await anyio.to_thread.run_sync(_contents, path)
+            findings = check.check_bytes(data, system, others)
+            config = codec.decode(data)
+        except OSError as exc:
+            raise BackendError(f"cannot create a cell: {path} cannot be read: {exc.strerror}") from exc
+        except CellError as exc:
+            raise BackendError(f"cannot create a cell of {path}: {exc.msg}", exc.hint) from exc
+        if isinstance(config, System):
+            raise BackendError(f"cannot create a cell of {path}: it is a system configuration", "name a cell's file")
+        errors = [finding for finding in findings if finding.severity is check.Severity.ERROR]
+        if errors:
+            why = f"{errors[0].where or 'the file'}: {errors[0].words}"
+            raise BackendError(f"cannot create cell {config.name!r} of {path}: {why}", errors[0].mend)
+        return config
+
+    async def _status(self, action: Action, name: str) -> CellSeen:
+        status = (await self.cells()).get(name)
+        if status is None:
+            why = "the tool reported success, but there is no such cell in sysfs"
+            hint = "is the configuration for this architecture? The kernel's log tells"
+            kind = BackendError if action is Action.CREATE else Gone
+            raise kind(f"cannot {action} {name!r}: {why}", hint)
+        return status
+
+    async def _expect(self, action: Action, name: str, done: bool, seen: str = "sysfs shows no change") -> None:
+        if not done:
+            about = f" {name!r}" if name else ""
+            raise BackendError(f"cannot {action}{about}: the tool reported success, but {seen}")
+
+    async def _run(self, action: Action, target: str, *words: str) -> None:
+        """Call the tool.
+
+        :raises BackendError: it failed, cannot be called or did not come back.
+        """
+        self._refuse_if_stuck(action)
+        if action is not Action.ENABLE and len(os.fsencode(target)) > NAME_MAX:
+            raise BackendError(f"cannot {action} {target!r}: the name has more than {NAME_MAX} bytes")
+        log = _KernelLog(self._places.kernel_log)
+        try:
+            answer = await self._call(f"{action} {target!r}" if target else action, words)
+            if answer.status != 0:
+                raise explain(action, answer, await self._facts(action, target, log.read()))
+        finally:
+            log.close()
+
+    async def _facts(self, action: Action, target: str, reason: str) -> Facts:
+        cells = await self.cells()
+        is_root = action not in (Action.ENABLE, Action.CREATE) and target in cells and cells[target].id == 0
+        return Facts(target, await self.condition(), reason, is_root)
+
+    async def _call(self, what: str, words: Sequence[str]) -> Answer:
+        program = self._places.program
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program, *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+            )
+        except OSError as exc:
+            raise BackendError(
+                f"cannot {what}: {program} cannot be run: {exc.strerror}", "install Jailhouse's tools"
+            ) from exc
+        try:
+            async with asyncio.timeout(self._deadline):
+                out, err = await process.communicate()
+        except TimeoutError:
+            await self._give_up(process, " ".join(("jailhouse", *words[:2])))
+            raise Hung(f"cannot {what}: jailhouse did not come back within {self._deadline:g} s", _HANGS) from None
+        except asyncio.CancelledError:
+            # The driver may be half way: nothing else must be tried before the call has ended.
+            with anyio.CancelScope(shield=True):
+                await self._give_up(process, " ".join(("jailhouse", *words[:2])))
+            raise
+        assert process.returncode is not None
+        return Answer(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+    async def _give_up(self, process: asyncio.subprocess.Process, words: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        try:
+            async with asyncio.timeout(KILL_GRACE):
+                await process.wait()
+        except TimeoutError:
+            self._stuck, self._stuck_at = process, words
+
+    def _refuse_if_stuck(self, action: Action) -> None:
+        if self._stuck is not None and self._stuck.returncode is not None:
+            self._stuck = None
+        if self._stuck is not None:
+            raise Hung(f"cannot {action}: `{self._stuck_at}` hangs and holds the driver", _HANGS)
+
+
+_HANGS: Final = "the board must be reset; its console may say which CPU was parked"
+
+
+def _image_words(image: Image) -> list[str]:
+    what = [image.path] if image.text is None else ["--string", image.text]
+    return [*what, "--address", hex(image.address)]
+
+
+def _contents(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(check.CONFIG_PAGES * 4096 + 1)
+
+
+class _KernelLog:
+    """The kernel's log from now on; without a log, or without permission, there is nothing in it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = -1
+        with contextlib.suppress(OSError):
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._fd, 0, os.SEEK_END)
+
+    def read(self) -> str:
+        """Return what the driver has said since, one line."""
+        if self._fd < 0:
+            return ""
+        text = b""
+        with contextlib.suppress(OSError):
+            # /dev/kmsg gives one record a read, a file all at once; a full ring ends with an error.
+            while len(text) < LOG_MAX and (part := os.read(self._fd, 8192)):
+                text += part
+        lines = [line for line in text.decode("utf-8", "replace").splitlines() if "jailhouse" in line.lower()]
+        return "; ".join(line.partition("ailhouse: ")[2] or line for line in lines)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
