@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One command line of one thin client, as the supervisor sees it: what was asked, and how to answer.
+
+The socket is read by one task for as long as the call lasts, so a verb that follows or streams learns at once when
+its client has left.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from runphi_async import wire
+from runphi_async.errors import RunphiError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Largest request: an argv and a few variables. The kernel's own limit for an argument is 128 KiB.
+REQUEST_MAX: Final = 1 << 20
+#: Largest frame a client may send.
+FRAME_MAX: Final = 1 << 20
+_SO_PEERGROUPS: Final = 59  # asm-generic/socket.h
+#: The most that getsockopt of Python asks for: 256 groups.
+_GROUPS_ROOM: Final = 1024
+#: Seconds a client has to say what it wants, and to take an answer.
+PATIENCE: Final = 30.0
+
+
+def _groups(sock: socket.socket) -> set[int]:
+    """Return the groups of a connected client as the kernel knew them when it connected. Source: unix(7)."""
+    _, _, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_ROOM)
+    except OSError:  # more of them than anybody has
+        return {gid}
+    return {gid, *(group for (group,) in struct.iter_unpack("I", data))}
+
+
+class ClientGone(RunphiError):
+    """Raised when the thin client left before its answer was complete."""
+
+
+class Call:
+    """A connected client; owns the socket and the three descriptors it sent.
+
+    :param group: members of this group may call, too; -1: nobody else may.
+    :ivar restricted: it is only by its group that the client may call.
+    """
+
+    def __init__(self, sock: socket.socket, group: int = -1) -> None:
+        self.sock = sock
+        self.restricted = False
+        self._group = group
+        self.fds: list[int] = []
+        self.argv: list[str] = []
+        self.cwd = "/"
+        self.env: dict[str, str] = {}
+        self.pid = 0
+        self.uid = -1
+        #: set when the client has closed its end
+        self.gone = anyio.Event()
+        self._send, self._frames = anyio.create_memory_object_stream[tuple[bytes, bytes]](64)
+        self._rest = b""
+
+    async def receive(self) -> None:
+        """Read the request.
+
+        :raises ClientGone: it made no sense or did not come.
+        """
+        self.pid, self.uid, _ = struct.unpack("iII", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if self.uid not in (0, os.geteuid()):
+            if self._group < 0 or self._group not in _groups(self.sock):
+                raise ClientGone(f"refused a client of user {self.uid}")
+            self.restricted = True
+        with anyio.fail_after(PATIENCE):
+            await anyio.wait_readable(self.sock)
+            data = self._first()
+            if data[:4] != wire.MAGIC or len(self.fds) != 3:
+                raise ClientGone("a client of another version called")
+            while len(data) < 8:
+                data += await self._more()
+            length = int.from_bytes(data[4:8], "big")
+            if length > REQUEST_MAX:
+                raise ClientGone(f"a client sent {length} bytes at once")
+            while len(data) < 8 + length:
+                data += await self._more()
+        self._rest = data[8 + length :]
+        self._parse(data[8 : 8 + length])
+
+    def _first(self) -> bytes:
+        # Not socket.recv_fds: Python 3.11's forgets the flag, and the descriptors would be inherited by our children.
+        room = socket.CMSG_LEN(3 * struct.calcsize("i"))  # CMSG_SPACE would round up to four
+        data, ancillary, _, _ = self.sock.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                usable = len(payload) // struct.calcsize("i") * struct.calcsize("i")
+                self.fds += [fd for (fd,) in struct.iter_unpack("i", payload[:usable])]
+        return data
+
+    def _parse(self, body: bytes) -> None:
+        fields = [os.fsdecode(field) for field in body.split(b"\0")[:-1]]
+        try:
+            self.cwd, count = fields[0], int(fields[1])
+            self.env = dict(entry.split("=", 1) for entry in fields[2 : 2 + count])
+            self.argv = fields[2 + count :]
+        except (IndexError, ValueError) as exc:
+            raise ClientGone("a client sent a request that cannot be read") from exc
+
+    async def _more(self) -> bytes:
+        while True:
+            try:
+                data = self.sock.recv(65536)
+            except BlockingIOError:
+                await anyio.wait_readable(self.sock)
+                continue
+            except OSError as exc:
+                raise ClientGone("the client has gone") from exc
+            if not data:
+                raise ClientGone("the client has gone")
+            return data
+
+    # Section: what the client says
+
+    async def listen(self) -> None:
+        """Read frames until the client leaves; run as a task beside the verb."""
+        data, self._rest = self._rest, b""
+        try:
+            with self._send:
+                while True:
+                    while len(data) >= 5:
+                        end = 5 + int.from_bytes(data[1:5], "big")
+                        if end > FRAME_MAX:
+                            return
+                        if len(data) < end:
+                            break
+                        await self._send.send((data[:1], data[5:end]))
+                        data = data[end:]
+                    data += await self._more()
+        except (ClientGone, anyio.BrokenResourceError):
+            return
+        finally:
+            self.gone.set()
+
+    async def frame(self) -> tuple[bytes, bytes]:
+        """Return the client's next frame.
+
+        :raises ClientGone: there will be none.
+        """
+        try:
+            return await self._frames.receive()
+        except anyio.EndOfStream:
+            raise ClientGone("the client has gone") from None
+
+    # Section: what the client is told
+
+    async def send(self, kind: bytes, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send one frame, with descriptors if given."""
+        data = memoryview(wire.frame(kind, payload))
+        with anyio.move_on_after(PATIENCE) as scope:
+            while data:
+                try:
+                    sent = socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
+                except BlockingIOError:
+                    await anyio.wait_writable(self.sock)
+                    continue
+                except OSError as exc:
+                    raise ClientGone("the client has gone") from exc
+                data, fds = data[sent:], ()
+        if scope.cancelled_caught:
+            raise ClientGone("the client does not take its answer")
+
+    async def out(self, text: str | bytes) -> None:
+        """Print on the client's stdout."""
+        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+        for start in range(0, len(data), 1 << 19):
+            await self.send(wire.OUT, data[start : start + (1 << 19)])
+
+    async def error(self, text: str) -> None:
+        """Print on the client's stderr."""
+        await self.send(wire.ERR, text.encode("utf-8", "surrogateescape"))
+
+    async def spawn(self, cwd: str, argv: Sequence[str], fds: Sequence[int]) -> int:
+        """Let the client fork a process with exactly ``fds`` as 0, 1, …; return its pid. It waits for ``go``."""
+        fields = [os.fsencode(field) for field in (cwd, *argv)]
+        await self.send(wire.SPAWN, b"\0".join(fields), fds)
+        kind, payload = await self.frame()
+        if kind != wire.PID or not payload.isdigit():
+            raise ClientGone("the client did not fork the init process")
+        return int(payload)
+
+    def path(self, name: str) -> str:
+        """Return a path of the command line as an absolute one."""
+        return os.path.normpath(os.path.join(self.cwd, name))
+
+    def close_fds(self) -> None:
+        """Let go of the client's stdin, stdout and stderr."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.close_fds()
+        self.sock.close()
+        self._frames.close()
+        self._send.close()

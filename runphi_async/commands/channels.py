@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi channels`: the named streams of a container, with their numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from runphi_async import channels
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+_COLUMNS = ("name", "source", "guest", "received", "typed", "waiting_up", "waiting_down", "violations", "clients")
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("--format", "-f", choices=("table", "json"), default="table")
+    parser.add_argument("id", metavar="NAME")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """List them; of an ended guest only names and sources are known."""
+    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    rows: list[dict[str, object]] = [stream.statistics() for stream in guest.streams.values()]
+    if not guest.streams:
+        rows = [{"name": name} for name in channels.names(guest.record)]
+    if given.format == "json":
+        await call.out(msgspec.json.encode(rows) + b"\n")
+    else:
+        await call.out(_table(rows))
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    cells = [[name.upper().replace("_", "-") for name in _COLUMNS]]
+    cells += [[str(row.get(name, "-")) for name in _COLUMNS] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
+    return "".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in cells)

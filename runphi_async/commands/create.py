@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi create`: make a container and its guest, up to the first instruction."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import anyio
+
+from runphi_async.cli import PassThrough
+from runphi_async.creation import Creation, Order, read_bundle
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options: runc's."""
+    parser.add_argument("--bundle", "-b", metavar="DIR", default=".", help="bundle directory (default: here)")
+    parser.add_argument("--pid-file", metavar="FILE", help="where to write the pid of the container's init")
+    parser.add_argument("--console-socket", metavar="SOCKET", help="where to send the terminal's master")
+    parser.add_argument("--no-pivot", action="store_true", help="accepted for compatibility")
+    parser.add_argument("--no-new-keyring", action="store_true", help="accepted for compatibility")
+    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="accepted; guests get no descriptors")
+    parser.add_argument("id", metavar="ID")
+
+
+def order(call: Call, options: Globals, given: Namespace, *, attached: bool = False) -> Order:
+    """Return what the command line asked for, with absolute paths."""
+    return Order(
+        id=given.id,
+        root=options.root,
+        bundle=os.path.realpath(call.path(given.bundle)),
+        pid_file=call.path(given.pid_file) if given.pid_file else None,
+        console_socket=given.console_socket,
+        systemd_cgroup=options.systemd_cgroup,
+        attached=attached,
+    )
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """Create the container, or leave it to the ordinary runtime."""
+    wanted = order(call, options, given)
+    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle)
+    if asked.request is None:
+        raise PassThrough
+    await Creation(supervisor, call, wanted, asked).run()

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi kill`: a signal for the container; what it means is in `runphi_async.signals`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runphi_async.cli import find_or_pass
+from runphi_async.container import Status
+from runphi_async.signals import parse
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("--all", "-a", action="store_true", help="accepted: a partition is one whole; ended is fine")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("signal", metavar="SIGNAL", nargs="?", default="SIGTERM", help="number or name")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """Deliver the signal."""
+    number = parse(given.signal)
+    guest = find_or_pass(supervisor, given.id, options)
+    async with guest.lock:
+        if given.all and guest.record.status is Status.STOPPED:
+            return
+        await guest.signal(number)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi list`: the containers of a root, ours and those of the ordinary runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import pwd
+from asyncio.subprocess import DEVNULL, PIPE
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from runphi_async.cli import PassThrough
+from runphi_async.creation import document
+from runphi_async.errors import BackendError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+#: Seconds that the ordinary runtime may take to list its own.
+PATIENCE = 20.0
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("--format", "-f", choices=("table", "json"), default="table")
+    parser.add_argument("--quiet", "-q", action="store_true", help="ids only")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """List the containers of --root; without --root all of ours."""
+    ours = [g for g in supervisor.guests.values() if not options.root_given or g.record.root == options.root]
+    if not ours and supervisor.config.real_runc() is not None and not call.restricted:
+        raise PassThrough
+    # root asks no other runtime on behalf of somebody who is not root
+    rows = [_ours(guest) for guest in ours] + ([] if call.restricted else await _others(supervisor, options.root))
+    rows.sort(key=lambda row: str(row["id"]))
+    if given.quiet:
+        await call.out("".join(f"{row['id']}\n" for row in rows))
+    elif given.format == "json":
+        await call.out(msgspec.json.encode(rows or None) + b"\n")
+    else:
+        await call.out(_table(rows))
+
+
+def _ours(guest: object) -> dict[str, object]:
+    from runphi_async.guest import Guest
+
+    assert isinstance(guest, Guest)
+    row: dict[str, object] = msgspec.to_builtins(document(guest))
+    try:
+        row["owner"] = pwd.getpwuid(0).pw_name
+    except KeyError:
+        row["owner"] = "#0"
+    return row
+
+
+async def _others(supervisor: Supervisor, root: str) -> list[dict[str, object]]:
+    runc = supervisor.config.real_runc()
+    if runc is None:
+        return []
+    process = await asyncio.create_subprocess_exec(
+        runc, "--root", root, "list", "--format", "json", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            out, _ = await process.communicate()
+        return msgspec.json.decode(out, type=list[dict[str, object]] | None) or []
+    except (TimeoutError, msgspec.MsgspecError) as exc:
+        raise BackendError(f"cannot list the containers of {runc}: no usable answer") from exc
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    columns = ("id", "pid", "status", "bundle", "created", "owner")
+    cells = [[name.upper() for name in columns], *([str(row.get(name, "")) for name in columns] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    return "".join("   ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in cells)

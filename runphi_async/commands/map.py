@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi map`: draw a board's CPUs and memory with their owners."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import anyio
+
+from backends.jailhouse.planner import SYSFS, cells
+from runphi_async.errors import ConfigError, RunphiError
+from runphi_async.partition import board as boards
+from runphi_async.partition import drawing
+from runphi_async.partition.claims import check, strangers
+from runphi_async.partition.ledger import FILE, Ledger
+from runphi_async.store import boot_id, write_atomically
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("--board", metavar="BOARD", help="another board, drawn empty (default: the configured one)")
+    parser.add_argument("--svg", metavar="FILE", help="write an SVG picture to FILE; - prints it")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """Draw the board."""
+    configured = supervisor.config.jailhouse.board
+    name = given.board or configured
+    if not name:
+        known = ", ".join(boards.shipped())
+        raise ConfigError("cannot draw a board: none is configured", f"set jailhouse.board, or give --board: {known}")
+    path = call.path(name) if given.board and "/" in name else name
+    run_dir = None if given.board and given.board != configured else supervisor.store.run_dir
+    picture = await anyio.to_thread.run_sync(_draw, path, run_dir, given.svg is not None)
+    if given.svg in (None, "-"):
+        await call.out(picture)
+        return
+    target = call.path(given.svg)
+    try:
+        await anyio.to_thread.run_sync(write_atomically, target, picture.encode(), 0o644)
+    except OSError as exc:
+        raise RunphiError(f"cannot write {target}: {exc.strerror}") from exc
+
+
+def _draw(name: str, run_dir: str | None, as_svg: bool, sysfs: str = SYSFS) -> str:
+    board = boards.load(name)
+    path = os.path.join(run_dir, FILE) if run_dir is not None else None
+    held = Ledger(path, boot_id()).held() if path is not None else ()
+    seen = cells(sysfs) if path is not None else []
+    everything = (*held, *strangers(held, seen))
+    if as_svg:
+        return drawing.svg(board, everything)
+    odd = check(held, seen) if path is not None and os.path.isdir(sysfs) else []
+    notes = [f"  note: {note.owner or 'nobody'}: {note.problem}" for note in odd]
+    return "\n".join([drawing.text(board, everything), *notes]) + ("\n" if notes else "")

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi resume`: a paused guest goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runphi_async.cli import find_or_pass
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("id", metavar="ID")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """Resume the guest."""
+    guest = find_or_pass(supervisor, given.id, options)
+    async with guest.lock:
+        await guest.resume()

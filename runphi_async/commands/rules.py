@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi rules`: the patterns that are looked for on a container's console, and how often each has matched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("--format", "-f", choices=("table", "json"), default="table")
+    parser.add_argument("id", metavar="NAME")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """List the rules; a guest that has ended has none any more, its events tell what they saw."""
+    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    lines = guest.watching.lines() if guest.watching is not None else []
+    if given.format == "json":
+        await call.out(msgspec.json.encode([line._asdict() for line in lines]) + b"\n")
+        return
+    cells = [("RULE", "MATCHES", "PATTERN")]
+    cells += [(line.name, f"{'≥' if line.at_least else ''}{line.matches}", line.pattern) for line in lines]
+    widths = [max(len(row[i]) for row in cells) for i in range(2)]
+    await call.out("".join(f"{name:<{widths[0]}}  {count:<{widths[1]}}  {rest}\n" for name, count, rest in cells))

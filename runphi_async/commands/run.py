@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi run`: create and start a container; without -d wait for it, show its console, and delete it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from consoles.people import Wish
+from runphi_async import detachkeys, wire
+from runphi_async.cli import PassThrough
+from runphi_async.commands import attach, create
+from runphi_async.creation import Creation, read_bundle
+from runphi_async.waiting import either
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.guest import Guest
+    from runphi_async.supervisor import Supervisor
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options: runc's."""
+    parser.add_argument("--detach", "-d", action="store_true", help="do not wait for the container")
+    parser.add_argument("--keep", action="store_true", help="do not delete the container at its end")
+    parser.add_argument("--no-subreaper", action="store_true", help="accepted for compatibility")
+    create.arguments(parser)
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> int:
+    """Run the container; the status is the guest's exit code."""
+    attached = not given.detach and not given.console_socket
+    wanted = create.order(call, options, given, attached=attached)
+    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle)
+    if asked.request is None:
+        raise PassThrough
+    guest = await Creation(supervisor, call, wanted, asked).run()
+    try:
+        if guest.record.terminal and attached:
+            return await _with_terminal(call, supervisor, guest)
+        async with guest.lock:
+            await guest.start()
+        if given.detach:
+            return 0
+        await either(guest.settled, call.gone)
+        return guest.record.exit_code or 0
+    finally:
+        if not given.detach:
+            with anyio.CancelScope(shield=True):
+                await guest.end()
+                if not given.keep:
+                    async with guest.lock:
+                        await guest.forget()
+                        supervisor.drop(guest)
+
+
+async def _with_terminal(call: Call, supervisor: Supervisor, guest: Guest) -> int:
+    keys = detachkeys.parse(supervisor.config.console.detach_keys)
+    flags = attach.TERMINAL | attach.STDIN | attach.FORWARD
+    await call.send(wire.ATTACH, bytes((flags,)) + keys)
+    async with guest.lock:
+        await guest.start()
+    return await attach.show(call, guest, attach.Order(Wish.OWN, start=0, is_terminal=True))

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi start`: let the guest execute its first instruction."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from runphi_async.cli import find_or_pass
+from runphi_async.creation import document
+from runphi_async.errors import HookError
+from runphi_async.hooks import run_hooks
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+log = logging.getLogger(__name__)
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("id", metavar="ID")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """Start the guest, then run the poststart hooks; a hook that fails there is logged, as the OCI spec says."""
+    guest = find_or_pass(supervisor, given.id, options)
+    async with guest.lock:
+        await guest.start()
+        state = document(guest).hook_bytes()
+        try:
+            await run_hooks((await guest.hooks()).poststart, state, kind="poststart", cwd=guest.record.bundle)
+        except HookError as exc:
+            log.warning("%s: %s", guest.record.name, exc)

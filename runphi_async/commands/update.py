@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`runphi update`: change the limits of a living container, as far as its guest can follow."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import anyio
+
+from runphi_async.cgroup import Limits
+from runphi_async.cli import find_or_pass
+from runphi_async.container import Status
+from runphi_async.errors import SpecError, StateError, UnsupportedError
+from runphi_async.oci.spec import Resources, resources_from_bytes
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from runphi_async.call import Call
+    from runphi_async.cli import Globals, Parser
+    from runphi_async.supervisor import Supervisor
+
+
+#: Largest resources document, in bytes.
+LARGEST = 1 << 20
+
+
+def arguments(parser: Parser) -> None:
+    """Declare the verb's options: runc's."""
+    parser.add_argument("--resources", "-r", metavar="FILE", help="JSON of the OCI linux.resources; - is stdin")
+    parser.add_argument("--cpu-quota", type=int, metavar="US")
+    parser.add_argument("--cpu-period", type=int, metavar="US")
+    parser.add_argument("--cpu-share", type=int, metavar="SHARES")
+    parser.add_argument("--cpuset-cpus", metavar="LIST", default="")
+    parser.add_argument("--cpuset-mems", metavar="LIST", default="")
+    parser.add_argument("--memory", type=int, metavar="BYTES")
+    parser.add_argument("--memory-reservation", type=int, metavar="BYTES", help="accepted, not applied")
+    parser.add_argument("--memory-swap", type=int, metavar="BYTES", help="accepted, not applied")
+    parser.add_argument("--pids-limit", type=int, metavar="N", help="accepted, not applied: it is the guest's matter")
+    parser.add_argument("--blkio-weight", type=int, metavar="N", help="accepted, not applied")
+    parser.add_argument("id", metavar="ID")
+
+
+async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
+    """Apply the CPU limits; say that a guest's memory cannot change while it lives."""
+    guest = find_or_pass(supervisor, given.id, options)
+    resources = await anyio.to_thread.run_sync(_read, call, given.resources) if given.resources else Resources()
+    async with guest.lock:
+        if guest.record.status is Status.STOPPED:
+            raise StateError("container not running")
+        await anyio.to_thread.run_sync(guest.cgroup.apply, limits(given, resources))
+        guest.note("update")
+        memory = given.memory or (resources.memory.limit if resources.memory is not None else None)
+        if memory is not None and memory > 0 and memory != await guest.memory_limit():
+            raise UnsupportedError(
+                "cannot change the memory of a living guest: not supported by this guest",
+                "the other limits were applied; create the container anew with another memory limit",
+            )
+
+
+def limits(given: Namespace, resources: Resources) -> Limits:
+    """Return the new limits: options win over the document; 0 means "as it is", as for engines."""
+    cpu = resources.cpu
+    return Limits(
+        cpu_shares=given.cpu_share or (cpu.shares if cpu else None) or None,
+        cpu_quota=given.cpu_quota or (cpu.quota if cpu else None) or None,
+        cpu_period=given.cpu_period or (cpu.period if cpu else None) or None,
+        cpuset_cpus=given.cpuset_cpus or (cpu.cpus if cpu else ""),
+        cpuset_mems=given.cpuset_mems or (cpu.mems if cpu else ""),
+    )
+
+
+def _read(call: Call, name: str) -> Resources:
+    try:
+        if name == "-":
+            with os.fdopen(os.dup(call.fds[0]), "rb") as file:
+                data = file.read(LARGEST)
+        else:
+            with open(call.path(name), "rb") as file:
+                data = file.read(LARGEST)
+    except OSError as exc:
+        raise SpecError(f"cannot read the resources from {name}: {exc.strerror}") from exc
+    return resources_from_bytes(data)

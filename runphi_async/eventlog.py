@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event log of a container: one JSON object a line, numbered, in the record; ``runphi events`` shows it.
+
+One writer (the supervisor), so created < started < exit holds for every reader (containerd#7111).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NAME: Final = "events.jsonl"
+
+
+class EventLog:
+    """Writes events and wakes those who follow."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._followers: dict[str, set[Callable[[], None]]] = {}
+        self._watchers: set[Callable[[], None]] = set()
+
+    def write(self, directory: str, kind: str, data: dict[str, object]) -> None:
+        """Append one event; a record that is gone has no more events."""
+        number = self._number(directory) + 1
+        line = msgspec.json.encode({"seq": number, "time": time.time(), "event": kind, **data}) + b"\n"
+        try:
+            fd = os.open(os.path.join(directory, NAME), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)
+        self._numbers[directory] = number
+        for wake in (*self._followers.get(directory, ()), *self._watchers):
+            wake()
+
+    def _number(self, directory: str) -> int:
+        if directory not in self._numbers:
+            try:
+                with open(os.path.join(directory, NAME), "rb") as file:
+                    self._numbers[directory] = sum(1 for _ in file)
+            except OSError:
+                self._numbers[directory] = 0
+        return self._numbers[directory]
+
+    def read(self, directory: str, offset: int) -> bytes:
+        """Return the events from byte ``offset`` on."""
+        try:
+            with open(os.path.join(directory, NAME), "rb") as file:
+                file.seek(offset)
+                return file.read()
+        except OSError:
+            return b""
+
+    @contextlib.contextmanager
+    def following(self, directory: str, wake: Callable[[], None]) -> Iterator[None]:
+        """Call ``wake`` after every event while the block runs."""
+        followers = self._followers.setdefault(directory, set())
+        followers.add(wake)
+        try:
+            yield
+        finally:
+            followers.discard(wake)
+
+    def forget(self, directory: str) -> None:
+        """The record goes away: wake whoever follows a last time."""
+        self._numbers.pop(directory, None)
+        for wake in (*self._followers.pop(directory, ()), *self._watchers):
+            wake()
+
+    @contextlib.contextmanager
+    def watching(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call ``wake`` after every event of any container while the block runs."""
+        self._watchers.add(wake)
+        try:
+            yield
+        finally:
+            self._watchers.discard(wake)

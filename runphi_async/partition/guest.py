@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a container asked to what a backend can plan: ``create`` calls :func:`guest_spec` between the
+two.
+
+This is the one place where a path that somebody wrote becomes a path of the host. Files of the image are
+resolved inside its rootfs and checked to be plain files there, so no backend can be led outside by a link.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+from runphi_async import inroot
+from runphi_async.errors import SpecError
+from runphi_async.partition.request import HOST
+from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec, Rlimit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runphi_async.oci.spec import Process, Spec
+    from runphi_async.partition.request import PartitionRequest
+
+
+class PathConfig(Protocol):
+    """The part of the configuration that is asked here."""
+
+    @property
+    def host_paths(self) -> Sequence[str]:
+        """Folders or files of the host a container may name with ``host:``."""
+
+
+def guest_spec(request: PartitionRequest, spec: Spec, id: str, bundle: str, config: PathConfig) -> GuestSpec:
+    """Resolve the request against the bundle; every path of the result is a regular file of the host.
+
+    :raises SpecError: when a file is missing, is no plain file, or may not be used.
+    """
+    rootfs = spec.rootfs(os.path.abspath(bundle))
+    if request.kind is GuestKind.LINUX and spec.process is None:
+        raise SpecError("cannot use the bundle: config.json has no process to run in the Linux guest")
+
+    def path(what: str, name: str | None) -> str | None:
+        return None if name is None else resolve_image(what, name, rootfs, config.host_paths)
+
+    resources = spec.linux.resources if spec.linux else None
+    memory = resources.memory if resources else None
+    cpu = resources.cpu if resources else None
+    annotations = dict(spec.annotations)
+    if request.vcpus is not None:
+        annotations["org.runphi.vcpus"] = str(request.vcpus)
+    return GuestSpec(
+        id=id,
+        kind=request.kind,
+        rootfs=rootfs,
+        arch=request.arch,
+        readonly_root=spec.root.readonly,
+        inmate=path("inmate", request.inmate),
+        kernel=path("kernel", request.kernel),
+        ramdisk=path("ramdisk", request.ramdisk),
+        dtb=path("dtb", request.dtb),
+        cmdline=request.cmdline,
+        load_address=request.load_address,
+        memory_limit=request.memory or (_limit(memory.limit) if memory else None),
+        cpu_quota=_limit(cpu.quota) if cpu else None,
+        cpu_period=_limit(cpu.period) if cpu else None,
+        cpuset=parse_cpuset(cpu.cpus) if cpu else (),
+        devices=tuple(device.path for device in spec.linux.devices if device.path) if spec.linux else (),
+        net=request.net,
+        netconf=request.netconf,
+        rpu=request.rpu,
+        process=_process(spec.process, spec.hostname) if spec.process else None,
+        annotations=annotations,
+        channels=request.channels,
+        console=request.console,
+    )
+
+
+def resolve_image(what: str, name: str, rootfs: str, host_paths: Sequence[str]) -> str:
+    """The host path of one file the container named.
+
+    :param what: the file's role, for the message.
+    """
+    if name.startswith(HOST):
+        path = _host_file(what, name.removeprefix(HOST), host_paths)
+    else:
+        path = inroot.resolve(rootfs, name)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as exc:
+        reason = exc.strerror.lower() if exc.strerror else str(exc)
+        raise SpecError(f"cannot use {what} {name}: {reason}") from exc
+    if not stat.S_ISREG(mode):
+        raise SpecError(f"cannot use {what} {name}: not a regular file")
+    return path
+
+
+def parse_cpuset(text: str) -> tuple[int, ...]:
+    """CPU numbers of a list such as ``0-2,4``, ascending, each once."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first and not dash:
+            continue
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise SpecError(f"cannot read linux.resources.cpu.cpus '{text}': '{part}' is no CPU or range")
+        low, high = int(first), int(last or first)
+        if not low <= high < 8192:
+            raise SpecError(f"cannot read linux.resources.cpu.cpus '{text}': '{part}' is not a range")
+        cpus.update(range(low, high + 1))
+    return tuple(sorted(cpus))
+
+
+def _host_file(what: str, name: str, host_paths: Sequence[str]) -> str:
+    real = os.path.realpath(name)
+    for allowed in host_paths:
+        root = os.path.realpath(allowed)
+        if real == root or real.startswith(root.rstrip("/") + "/"):
+            return real
+    raise SpecError(
+        f"cannot use {what} {HOST}{name}: the configuration allows no such host file",
+        "list its folder under host_paths in the configuration",
+    )
+
+
+def _limit(value: int | None) -> int | None:
+    """Engines write -1 or 0 for "no limit"."""
+    return value if value is not None and value > 0 else None
+
+
+def _process(process: Process, hostname: str) -> ProcessSpec:
+    user, size = process.user, process.console_size
+    return ProcessSpec(
+        args=tuple(process.args),
+        env=tuple(process.env),
+        cwd=process.cwd or "/",
+        uid=user.uid,
+        gid=user.gid,
+        additional_gids=tuple(user.additional_gids),
+        hostname=hostname,
+        terminal=process.terminal,
+        rows=size.height if size else 0,
+        cols=size.width if size else 0,
+        umask=user.umask,
+        rlimits=tuple(Rlimit(limit.type, limit.soft, limit.hard) for limit in process.rlimits),
+    )

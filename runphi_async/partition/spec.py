@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container asks of a partition, and what was planned for it: pure data.
+
+The partition generator makes a :class:`GuestSpec` of the bundle, a backend's ``plan()`` makes a
+:class:`PartitionPlan` of that. Nothing here does I/O, so plans can be compared, stored in a record and
+tested by value.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from runphi_async.partition.channels import Channel
+
+
+class GuestKind(StrEnum):
+    """What runs inside the partition."""
+
+    #: a bare-metal program or RTOS image
+    INMATE = "inmate"
+    #: our guest kernel, the image's rootfs and our init, which runs the container's process
+    LINUX = "linux"
+    #: a kernel and a RAM disk of the image with an init of their own; console on the serial port
+    KERNEL = "kernel"
+
+
+class Rlimit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One resource limit of the process, as in config.json (``RLIMIT_NOFILE`` …)."""
+
+    type: str
+    soft: int
+    hard: int
+
+
+class ProcessSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The process a Linux guest runs."""
+
+    args: tuple[str, ...]
+    #: ``NAME=value``, in the order of config.json
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = ()
+    hostname: str = ""
+    terminal: bool = False
+    #: 0 = the engine said nothing of the terminal's size
+    rows: int = 0
+    cols: int = 0
+    umask: int | None = None
+    rlimits: tuple[Rlimit, ...] = ()
+
+
+class GuestSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one container asks of a partition; paths are host paths, already resolved inside the rootfs."""
+
+    id: str
+    kind: GuestKind
+    rootfs: str
+    #: None: the backend reads it from the image's ELF header, or takes the host's
+    arch: str | None = None
+    readonly_root: bool = False
+    inmate: str | None = None
+    kernel: str | None = None
+    ramdisk: str | None = None
+    dtb: str | None = None
+    cmdline: str | None = None
+    #: where a flat image is loaded; None = the machine's usual place
+    load_address: int | None = None
+    #: bytes; None = no limit asked for
+    memory_limit: int | None = None
+    #: microseconds of CPU a period; None = no limit asked for
+    cpu_quota: int | None = None
+    cpu_period: int | None = None
+    #: host CPUs the container may use; empty = all
+    cpuset: tuple[int, ...] = ()
+    #: device nodes the container lists, as the host names them
+    devices: tuple[str, ...] = ()
+    #: the network it asks for, in its own words
+    net: str | None = None
+    netconf: str | None = None
+    #: it wants a remote processor of the board instead of a CPU
+    rpu: bool = False
+    process: ProcessSpec | None = None
+    annotations: dict[str, str] = {}
+    #: named streams beside the console
+    channels: tuple[Channel, ...] = ()
+    #: the channel that is the console
+    console: str | None = None
+
+
+class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the partition will be made: everything a backend needs to create the guest, decided beforehand.
+
+    This is what the runtime reads. A hypervisor whose guests are more than a command line has a type of its own below
+    this one, such as ``backends.jailhouse.plan.JailhousePlan``.
+    """
+
+    backend: str
+    kind: GuestKind
+    arch: str
+    memory_bytes: int
+    vcpus: int
+    #: the VMM's command line; its working directory is the record directory; empty = no process for each guest
+    argv: tuple[str, ...] = ()
+    #: the host CPU of each vCPU; empty = unpinned
+    pins: tuple[int, ...] = ()
+    #: small files to write into the record directory, by relative name
+    files: dict[str, bytes] = {}
+    #: the rootfs to share with the guest, or None
+    virtiofs: str | None = None
+    #: named streams; the memory of those the backend makes is found by ``consoles.shmfiles``
+    channels: tuple[Channel, ...] = ()
+    console: str | None = None
+    #: one sentence a decision, for people
+    explain: tuple[str, ...] = ()
+
+    def conf(self) -> tuple[str, ...]:
+        """Return lines for ``config<name>.conf`` behind those that every plan has; see ``conf.py``."""
+        return ()

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers as people write them in annotations, environment and configuration, and back again for messages."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``64M``, ``64Mi``, ``64MiB``, ``65536`` (powers of 1024, as with engines' ``--memory``) or
+    ``64MB``.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is not a size such as 64M or 1G")
+    unit = 1000 if match[3].lower() == "b" else 1024
+    return int(match[1]) * int(unit ** _POWER[match[2].lower()])
+
+
+def parse_int(text: str) -> int:
+    """A whole number that is not negative, decimal or with 0x in front."""
+    try:
+        value = int(text.strip(), 0)
+    except ValueError:
+        raise ValueError(f"'{text}' is not a number such as 4096 or 0x1000") from None
+    if value < 0:
+        raise ValueError(f"'{text}' is negative")
+    return value
+
+
+def parse_bool(text: str) -> bool:
+    """Yes or no in the usual spellings; empty is no."""
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on", "y"):
+        return True
+    if word in ("", "0", "false", "no", "off", "n"):
+        return False
+    raise ValueError(f"'{text}' is neither yes nor no")
+
+
+def human(size: int) -> str:
+    """A size for a sentence: ``64 MiB``, ``1.5 GiB``, ``512 bytes``."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            text = f"{size / unit:.1f}".removesuffix(".0")
+            return f"{text} {name}"
+    return f"{size} bytes"
+
+
+def round_up(value: int, step: int) -> int:
+    """The smallest multiple of ``step`` that is not below ``value``."""
+    return -(-value // step) * step
