@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the engine tests: one private containerd a session, checked for left-overs after each test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runphi_async.testing.containerd import CHECKOUT
+from tests.engine.harness import LINUX_GUEST, PLAIN_RUNC, PLAIN_RUNPHI, Engine, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: size of the image that must not be copied into the guest's memory
+LARGE_MIB = 200
+#: shims, supervisors' clients and virtual machines end a moment after ctr does
+SETTLE = 5.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this directory drives a real containerd."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A directory with a short name: unix sockets below it must fit into 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def images(place: Path) -> list[Path]:
+    """The demo images as OCI archives, built from this checkout."""
+    inmates, archives = place / "inmates", place / "images"
+    tools = CHECKOUT / "bin"
+    build: list[str | Path] = [
+        tools / "build-images",
+        archives,
+        "--inmates",
+        inmates,
+        "--large",
+        str(LARGE_MIB),
+    ]
+    subprocess.run([tools / "build-inmates", inmates], check=True, capture_output=True)
+    subprocess.run(build, check=True, capture_output=True)
+    return sorted(archives.glob("*.tar"))
+
+
+@pytest.fixture(scope="session")
+def containerd(place: Path, images: list[Path]) -> Iterator[Engine]:
+    """The session's containerd with all images; fails the session when anything outlives it."""
+    if os.geteuid() != 0:
+        pytest.skip("containerd needs root")
+    config = place / "config.toml"
+    config.write_text(f'[log]\ndir = "{place}/log"\n')
+    engine = Engine(place / "s", place / "r", f"rp{os.getpid()}", {"RUNPHI_CONFIG": str(config)})
+    try:
+        engine.start()
+        engine.import_images(images)
+        yield engine
+    finally:
+        left = engine.stop()
+    assert not left, "left over after the session:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def engine(containerd: Engine) -> Iterator[Engine]:
+    """The session's containerd for one test, which must not leave a process or a cgroup behind."""
+    yield containerd
+    containerd.sweep()
+    deadline = time.monotonic() + SETTLE
+    while (left := [*containerd.strays(), *map(str, containerd.cgroups())]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if left:
+        # the next test must not inherit them
+        for line in containerd.strays():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line.partition(":")[0]), 9)
+        for group in containerd.cgroups():
+            with contextlib.suppress(OSError):
+                group.rmdir()
+    assert not left, "left over after the test:\n" + "\n".join(left)
+
+
+@pytest.fixture(params=[PLAIN_RUNC, LINUX_GUEST], ids=lambda runtime: str(runtime.name))
+def linux(request: pytest.FixtureRequest) -> Runtime:
+    """The same Linux scenario in a plain runc container (which proves the test) and in a guest."""
+    runtime: Runtime = request.param
+    if runtime is LINUX_GUEST:
+        request.applymarker(pytest.mark.qemu)
+    return runtime
+
+
+@pytest.fixture(params=[PLAIN_RUNC, PLAIN_RUNPHI], ids=lambda runtime: str(runtime.name))
+def plain(request: pytest.FixtureRequest) -> Runtime:
+    """A plain container run by runc and by this project's runtime, which must be the same."""
+    runtime: Runtime = request.param
+    return runtime

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the system tests: a private supervisor, checked for left-overs after each test."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.place import ROOT, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def inmates_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # on /tmp: bundles hold hard links to it
+    out = tmp_path_factory.mktemp("inmates")
+    done = subprocess.run([ROOT / "bin" / "build-inmates", out], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def place(inmates_built: Path) -> Iterator[Place]:
+    made = Place(inmates_built)
+    yield made
+    left = made.close()
+    assert not left, "left over:\n" + "\n".join(left)
+
+
+@pytest.fixture(params=["qemu", "fake"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """For what must be the same with every backend."""
+    return str(request.param)

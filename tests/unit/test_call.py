@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients on a real socket pair: hostile, garbled, cut short or gone; none of them may hurt the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runphi_async import call as call_module
+from runphi_async import wire
+from runphi_async.call import FRAME_MAX, REQUEST_MAX, Call, ClientGone
+from runphi_async.config import Config
+from runphi_async.supervisor import Supervisor
+from tests.unit.consolekit import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+class Client:
+    """The other end of a call."""
+
+    def __init__(self) -> None:
+        ours, self.sock = socket.socketpair()
+        ours.setblocking(False)
+        self.sock.setblocking(False)
+        self.call = Call(ours)
+        self.null = os.open("/dev/null", os.O_RDWR)
+
+    def send(self, data: bytes, fds: int = 0) -> None:
+        while data:
+            with contextlib.suppress(BlockingIOError):
+                if fds:
+                    data, fds = data[socket.send_fds(self.sock, [data], [self.null] * fds) :], 0
+                else:
+                    data = data[self.sock.send(data) :]
+
+    def ask(self, *argv: bytes) -> None:
+        self.send(wire.request(b"/cwd", [b"A=1"], list(argv)), 3)
+
+    async def answer(self) -> bytes:
+        """All that comes until the other end hangs up."""
+        loop, data = asyncio.get_running_loop(), b""
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(ConnectionResetError):
+                while more := await loop.sock_recv(self.sock, 65536):
+                    data += more
+        return data
+
+    def close(self) -> None:
+        self.sock.close()
+        if self.null >= 0:
+            os.close(self.null)
+            self.null = -1
+        self.call.close()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    made = Client()
+    yield made
+    made.close()
+
+
+async def test_a_request(client: Client) -> None:
+    client.send(wire.request(b"/c\xff", [b"A=1", b"B=x=y"], [b"create", b"", b"\xfe"]), 3)
+    await client.call.receive()
+    assert client.call.argv == ["create", "", "\udcfe"]
+    assert client.call.cwd == "/c\udcff"
+    assert client.call.env == {"A": "1", "B": "x=y"}
+    assert client.call.pid == os.getpid()
+    assert len(client.call.fds) == 3
+    assert not any(os.get_inheritable(fd) for fd in client.call.fds)
+    assert client.call.path("x/../y") == "/c\udcff/y"
+    assert client.call.path("/abs") == "/abs"
+
+
+async def test_a_request_in_pieces(client: Client) -> None:
+    data = wire.request(b"/", [], [b"x" * 100_000, b"y"]) + wire.frame(wire.INPUT, b"early")
+    client.send(data[:5], 3)
+    receiving = asyncio.ensure_future(client.call.receive())
+    for start in range(5, len(data), 9000):
+        client.send(data[start : start + 9000])
+        await asyncio.sleep(0)
+    await receiving
+    assert client.call.argv == ["x" * 100_000, "y"]
+    listening = asyncio.ensure_future(client.call.listen())
+    assert await client.call.frame() == (wire.INPUT, b"early")
+    client.sock.close()
+    await listening
+    assert client.call.gone.is_set()
+    with pytest.raises(ClientGone):
+        await client.call.frame()
+
+
+GOOD = wire.request(b"/", [b"A=1"], [b"version"])
+
+
+def body(content: bytes) -> bytes:
+    return wire.MAGIC + len(content).to_bytes(4, "big") + content
+
+
+HOSTILE = {
+    "nothing": (b"", 0),
+    "no magic": (b"GET / HTTP/1.1\r\n\r\n", 3),
+    "no descriptors": (GOOD, 0),
+    "one descriptor": (GOOD, 1),
+    "magic only": (wire.MAGIC, 3),
+    "half a length": (GOOD[:6], 3),
+    "half a body": (GOOD[:-3], 3),
+    "huge length": (wire.MAGIC + b"\xff\xff\xff\xff", 3),
+    "a bit too large": (wire.MAGIC + (REQUEST_MAX + 1).to_bytes(4, "big"), 3),
+    "empty body": (body(b""), 3),
+    "one field": (body(b"/\0"), 3),
+    "no number": (body(b"/\0x\0a\0"), 3),
+    "huge number": (body(b"/\0" + b"9" * 5000 + b"\0"), 3),
+    "environment without =": (body(b"/\0" + b"1\0AAA\0v\0"), 3),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_hostile_requests_are_refused(client: Client, name: str) -> None:
+    data, fds = HOSTILE[name]
+    if data:
+        client.send(data, fds)
+    client.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(ClientGone):
+        await client.call.receive()
+
+
+async def test_more_descriptors_than_asked_for_do_not_stay(client: Client) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    client.send(GOOD, 50)
+    await client.call.receive()
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    client.call.close_fds()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_client_that_says_nothing_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_module, "PATIENCE", 0.02)
+    with pytest.raises(TimeoutError):
+        await client.call.receive()
+
+
+async def test_a_client_that_takes_nothing_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_module, "PATIENCE", 0.02)
+    with pytest.raises(ClientGone, match="does not take"):
+        await client.call.out(b"x" * 5_000_000)
+
+
+async def test_a_client_that_left_is_noticed(client: Client) -> None:
+    client.sock.close()
+    with pytest.raises(ClientGone):
+        await client.call.error("text")
+
+
+async def test_answers_arrive_whole(client: Client) -> None:
+    reading = asyncio.ensure_future(client.answer())
+    text = "ü" * 400_000
+    await client.call.out(text)
+    await client.call.error("e\udcff")
+    client.call.close()
+    data = await reading
+    out = b""
+    while data[:1] == wire.OUT:
+        end = 5 + int.from_bytes(data[1:5], "big")
+        out, data = out + data[5:end], data[end:]
+    assert out.decode() == text
+    assert data == wire.frame(wire.ERR, b"e\xff")
+
+
+@pytest.mark.parametrize(
+    "frame", [wire.frame(wire.PID, b"12"), wire.frame(wire.PID, b"-1"), wire.frame(b"?", b"1"), b""]
+)
+async def test_spawn_believes_only_a_pid(client: Client, frame: bytes) -> None:
+    client.ask(b"create")
+    await client.call.receive()
+    listening = asyncio.ensure_future(client.call.listen())
+    client.send(frame)
+    client.sock.shutdown(socket.SHUT_WR)
+    if frame == wire.frame(wire.PID, b"12"):
+        assert await client.call.spawn("/", ["x"], client.call.fds) == 12
+    else:
+        with pytest.raises(ClientGone):
+            await client.call.spawn("/", ["x"], client.call.fds)
+    await listening
+
+
+async def test_a_frame_too_large_ends_the_listening(client: Client) -> None:
+    listening = asyncio.ensure_future(client.call.listen())
+    client.send(wire.INPUT + (FRAME_MAX + 1).to_bytes(4, "big"))
+    await asyncio.wait_for(listening, PATIENCE)
+    assert client.call.gone.is_set()
+
+
+async def test_a_flood_of_frames_waits_for_its_reader(client: Client) -> None:
+    listening = asyncio.ensure_future(client.call.listen())
+    sent = 0
+    data = wire.frame(wire.INPUT, b"x" * 1000)
+    blocked = 0
+    while blocked < 50:
+        try:
+            client.sock.send(data)
+            sent += 1
+            blocked = 0
+        except BlockingIOError:
+            blocked += 1
+            await asyncio.sleep(0)
+    assert sent < 2000
+    for _ in range(sent - 1):  # the last may be half
+        assert await client.call.frame() == (wire.INPUT, b"x" * 1000)
+    client.sock.close()
+    with contextlib.suppress(ClientGone):
+        await client.call.frame()
+    await asyncio.wait_for(listening, PATIENCE)
+
+
+# Section: the supervisor survives all of them
+
+
+async def served(supervisor: Supervisor, client: Client) -> bytes:
+    with anyio.fail_after(PATIENCE):
+        answering = asyncio.ensure_future(supervisor._answer(client.call))
+        data = await client.answer()
+        await answering
+    return data
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_the_supervisor_hangs_up_on_the_hostile(tmp_path: Path, client: Client, name: str) -> None:
+    supervisor = Supervisor(Config(), str(tmp_path))
+    data, fds = HOSTILE[name]
+    if data:
+        client.send(data, fds)
+    client.sock.shutdown(socket.SHUT_WR)
+    assert await served(supervisor, client) == b""
+
+
+async def test_the_supervisor_answers(tmp_path: Path, client: Client) -> None:
+    client.ask(b"version")
+    data = await served(Supervisor(Config(), str(tmp_path)), client)
+    assert data.startswith(wire.OUT)
+    assert data.endswith(wire.frame(wire.EXIT, b"0"))
+
+
+async def test_a_verb_that_breaks_is_answered_all_the_same(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from runphi_async.commands import version
+
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(version, "run", broken)
+    client.ask(b"version")
+    data = await served(Supervisor(Config(), str(tmp_path)), client)
+    assert b"internal error" in data
+    assert data.endswith(wire.frame(wire.EXIT, b"1"))
+    assert "ZeroDivisionError" in caplog.text
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300), fds=st.integers(0, 4), start=st.booleans(), seed=st.integers(0, 99))
+def test_noise(tmp_path: Path, data: bytes, fds: int, start: bool, seed: int) -> None:
+    async def once() -> None:
+        client = Client()
+        noise = (b"RPH1" if start else b"") + data
+        if seed % 3 == 0:
+            changed = bytearray(GOOD + data)
+            changed[random.Random(seed).randrange(len(GOOD))] ^= 0x41
+            noise = bytes(changed)
+        before = len(os.listdir("/proc/self/fd"))
+        if noise:
+            client.send(noise, fds)
+        client.sock.shutdown(socket.SHUT_WR)
+        try:
+            await served(Supervisor(Config(runc="/nonexistent"), str(tmp_path)), client)
+            assert len(os.listdir("/proc/self/fd")) == before - 1  # its socket, and all it sent
+        finally:
+            client.close()
+
+    asyncio.run(once())

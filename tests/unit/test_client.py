@@ -1,0 +1,792 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin client as a process: what it loads, what it hands over, what it becomes, and how it leaves a terminal.
+
+A thread plays the supervisor on a real socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import termios
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pexpect
+import pytest
+
+from runphi_async import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUNPHI = str(ROOT / "bin" / "runphi")
+PATIENCE = 20.0
+
+
+class Session:
+    """One client as the supervisor sees it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.settimeout(PATIENCE)
+        data, self.fds, _, _ = socket.recv_fds(sock, 65536, 3)
+        assert data[:4] == wire.MAGIC
+        while len(data) < 8 or len(data) < 8 + int.from_bytes(data[4:8], "big"):
+            data += sock.recv(65536)
+        fields = data[8:].split(b"\0")[:-1]
+        count = int(fields[1])
+        self.cwd, self.env, self.argv = fields[0], fields[2 : 2 + count], fields[2 + count :]
+        self.data = b""
+
+    def send(self, kind: bytes, payload: bytes = b"", fds: list[int] | None = None) -> None:
+        socket.send_fds(self.sock, [wire.frame(kind, payload)], fds or [])
+
+    def frame(self) -> tuple[bytes, bytes]:
+        while len(self.data) < 5 or len(self.data) < 5 + int.from_bytes(self.data[1:5], "big"):
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError
+            self.data += data
+        end = 5 + int.from_bytes(self.data[1:5], "big")
+        kind, payload, self.data = self.data[:1], self.data[5:end], self.data[end:]
+        return kind, payload
+
+    def exit(self, status: int = 0) -> None:
+        self.send(wire.EXIT, b"%d" % status)
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.sock.close()
+
+
+class FakeSupervisor:
+    """Answers each client with the next of its scripts."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.scripts: list[Callable[[Session], None]] = []
+        self.errors: list[BaseException] = []
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(run_dir / wire.SOCKET))
+        self.listener.listen(10)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            session = None
+            try:
+                session = Session(sock)
+                self.scripts.pop(0)(session)
+            except BaseException as exc:
+                self.errors.append(exc)
+            finally:
+                if session is not None:
+                    session.close()
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        assert self.errors == []
+        assert self.scripts == [], "not everybody came who was expected"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def supervisor(run_dir: Path) -> Iterator[FakeSupervisor]:
+    made = FakeSupervisor(run_dir)
+    yield made
+    made.close()
+
+
+def environment(run_dir: Path) -> dict[str, str]:
+    return {"RUNPHI_RUN_DIR": str(run_dir)}  # neither PATH nor HOME: as podman's cleanup calls
+
+
+def run(run_dir: Path, *words: str | bytes, **more: object) -> subprocess.CompletedProcess[bytes]:
+    options: dict[str, object] = {
+        "stdin": subprocess.DEVNULL, "capture_output": True, "env": environment(run_dir), "timeout": PATIENCE,
+        "check": False, **more,
+    }  # fmt: skip
+    return subprocess.run([RUNPHI, *words], **options)  # type: ignore[call-overload,no-any-return]
+
+
+def own(run_dir: Path, root: Path, name: str) -> None:
+    """Make ``name`` of ``root`` a container of ours."""
+    root.mkdir(exist_ok=True)
+    (root / name).symlink_to(run_dir / name)
+
+
+# Section: asking and answering
+
+
+def test_argv_cwd_and_environment_arrive(supervisor: FakeSupervisor, run_dir: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def script(session: Session) -> None:
+        seen.append((session.argv, session.cwd, session.env))
+        session.send(wire.OUT, b"out")
+        session.send(wire.ERR, b"err")
+        session.exit(3)
+
+    supervisor.scripts.append(script)
+    words: list[str | bytes] = ["--root=/x", "create", "--bundle", "a b", "", b"\xff\xfe", "ü", "id"]
+    env = {**environment(run_dir), "XDG_RUNTIME_DIR": "/x", "SECRET": "s", "TERM": "a=b"}
+    done = run(run_dir, *words, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out", b"err")
+    argv, cwd, told = seen[0]
+    assert argv == [os.fsencode(word) for word in words]
+    assert cwd == os.fsencode(tmp_path)
+    assert sorted(told) == [b"TERM=a=b", b"XDG_RUNTIME_DIR=/x"]
+
+
+def test_the_three_descriptors_are_the_callers(supervisor: FakeSupervisor, run_dir: Path, tmp_path: Path) -> None:
+    def script(session: Session) -> None:
+        os.write(session.fds[1], os.read(session.fds[0], 100).upper())
+        os.write(session.fds[2], b"two")
+        session.exit()
+
+    supervisor.scripts.append(script)
+    done = run(run_dir, "list", stdin=None, input=b"hello")
+    assert (done.stdout, done.stderr) == (b"HELLO", b"two")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_become_dev_null(supervisor: FakeSupervisor, run_dir: Path, closed: str) -> None:
+    kinds: list[str] = []
+
+    def script(session: Session) -> None:
+        kinds.extend(os.readlink(f"/proc/self/fd/{fd}") for fd in session.fds)
+        session.exit(0)
+
+    supervisor.scripts.append(script)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$0" list {closed}', RUNPHI], env=environment(run_dir), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert kinds == ["/dev/null"] * 3
+
+
+def test_a_supervisor_that_goes_away_is_asked_again_where_that_is_safe(
+    supervisor: FakeSupervisor, run_dir: Path
+) -> None:
+    supervisor.scripts += [lambda session: None, lambda session: session.exit(5)]
+    assert run(run_dir, "list").returncode == 5
+    supervisor.scripts.append(lambda session: None)
+    done = run(run_dir, "create", "c1")
+    assert done.returncode == 1
+    assert b"supervisor ended or fell silent" in done.stderr
+
+
+@pytest.mark.parametrize("garbage", [b"?\0\0\0\0", b"x\0\0", b"o\xff\xff\xff\xff"], ids=repr)
+def test_an_answer_that_makes_no_sense_is_an_error(supervisor: FakeSupervisor, run_dir: Path, garbage: bytes) -> None:
+    supervisor.scripts.append(lambda session: session.sock.sendall(garbage))
+    done = run(run_dir, "create", "c1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"runphi: ")
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_left_ends_it_quietly(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    def script(session: Session) -> None:
+        for _ in range(50):
+            session.send(wire.OUT, b"x" * 10_000)
+        session.exit()
+
+    supervisor.scripts.append(script)
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" list | head -c 1', RUNPHI], env={**os.environ, **environment(run_dir)},
+        capture_output=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (b"x", b"")
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "{}//", "{}/."])
+def test_the_run_directory_in_other_words(supervisor: FakeSupervisor, run_dir: Path, tmp_path: Path, form: str) -> None:
+    own(run_dir, tmp_path / "root", "c1")
+    (run_dir / "runc").symlink_to("/bin/false")
+    supervisor.scripts.append(lambda session: session.exit(4))
+    env = {"RUNPHI_RUN_DIR": form.format(run_dir)}
+    assert run(run_dir, "--root", str(tmp_path / "root"), "state", "c1", env=env).returncode == 4
+
+
+def test_a_relative_run_directory(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    supervisor.scripts.append(lambda session: session.exit(4))
+    assert run(run_dir, "list", env={"RUNPHI_RUN_DIR": "run"}, cwd=run_dir.parent).returncode == 4
+
+
+def test_a_long_run_directory(tmp_path: Path) -> None:
+    long = tmp_path / ("d" * 120)
+    long.mkdir()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    dir_fd = os.open(long, os.O_RDONLY)
+    listener.bind(f"/proc/self/fd/{dir_fd}/{wire.SOCKET}")
+    listener.listen(1)
+    child = subprocess.Popen([RUNPHI, "list"], env=environment(long), stderr=subprocess.PIPE)
+    sock, _ = listener.accept()
+    session = Session(sock)
+    session.exit(6)
+    session.close()
+    assert child.communicate(timeout=PATIENCE)[1] == b""
+    assert child.returncode == 6
+    listener.close()
+    os.close(dir_fd)
+
+
+# Section: what it loads
+
+LOADED = f"""
+import sys
+sys.argv = {{argv!r}}
+__file__ = {RUNPHI!r}
+import posix
+out = posix.dup(1)
+def end(*_):
+    posix.write(out, ("\\n@" + ",".join(sorted(sys.modules))).encode())
+    leave(0)
+leave, posix._exit = posix._exit, end
+posix.execve = end
+exec(compile(open({RUNPHI!r}).read(), {RUNPHI!r}, "exec"))
+"""
+
+
+def loaded(run_dir: Path, *words: str) -> set[str]:
+    code = LOADED.format(argv=["runphi", *words])
+    done = subprocess.run(
+        ["/usr/bin/python3", "-IS", "-c", code], env=environment(run_dir), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert "@" in done.stdout, done.stderr
+    modules = set(done.stdout.rpartition("@")[2].split(","))
+    bare = subprocess.run(
+        ["/usr/bin/python3", "-IS", "-c", "import sys; print(','.join(sys.modules), *sys.builtin_module_names)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return modules - set(bare.stdout.replace(",", " ").split())
+
+
+CLIENT = {"runphi_async", "runphi_async.client", "runphi_async.wire"}
+
+
+@pytest.mark.parametrize("verb", ["create", "list", "features", "version", "run"])
+def test_verbs_load_nothing_but_built_in_modules(supervisor: FakeSupervisor, run_dir: Path, verb: str) -> None:
+    supervisor.scripts.append(lambda session: session.exit())
+    assert loaded(run_dir, verb, "c1") == CLIENT
+
+
+@pytest.mark.parametrize("verb", ["start", "state", "kill", "delete", "ps", "pause", "resume", "update", "exec"])
+def test_verbs_on_a_container_of_ours(supervisor: FakeSupervisor, run_dir: Path, tmp_path: Path, verb: str) -> None:
+    own(run_dir, tmp_path / "root", "c1")
+    (run_dir / "runc").symlink_to("/bin/false")
+    supervisor.scripts.append(lambda session: session.exit())
+    assert loaded(run_dir, "--root", str(tmp_path / "root"), verb, "c1") == CLIENT
+
+
+def test_becoming_runc_loads_nothing(run_dir: Path) -> None:
+    (run_dir / "runc").symlink_to("/bin/true")
+    assert loaded(run_dir, "start", "c1") == CLIENT
+
+
+def test_a_console_loads_its_module_only(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, b"\0")
+        session.exit()
+
+    supervisor.scripts.append(script)
+    assert loaded(run_dir, "attach", "c1") <= CLIENT | {
+        "runphi_async.client_attach",
+        "runphi_async.client_keys",
+        "termios",
+    }
+
+
+# Section: becoming runc
+
+
+@pytest.fixture
+def runc(run_dir: Path, tmp_path: Path) -> Path:
+    """A runc that writes down how it was called."""
+    script = tmp_path / "fake-runc"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'for word in "$0" "$@"; do printf "%s\\0" "$word"; done > {tmp_path}/argv\n'
+        f"cat /proc/$$/environ > {tmp_path}/environ\n"
+        f"grep -E '^Sig(Ign|Blk)' /proc/$$/status > {tmp_path}/signals\n"
+        f"ls /proc/$$/fd > {tmp_path}/fds\n"
+        "echo from runc; exit 9\n"
+    )
+    script.chmod(0o755)
+    (run_dir / "runc").symlink_to(script)
+    return script
+
+
+def ignored(text: str) -> set[int]:
+    line = next(line for line in text.splitlines() if line.startswith("SigIgn"))
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+def test_runc_sees_exactly_what_the_engine_sent(run_dir: Path, runc: Path, tmp_path: Path) -> None:
+    words: list[str | bytes] = [
+        "--root",
+        "/r",
+        "--log=/l",
+        "exec",
+        "--process",
+        "f",
+        "-d",
+        "id",
+        "--",
+        b"\xff",
+        "",
+        "a b",
+    ]
+    env = {**environment(run_dir), "A": "1", "LC_ALL": "C"}
+    done = run(run_dir, *words, env=env)
+    assert (done.returncode, done.stdout) == (9, b"from runc\n")
+    seen = (tmp_path / "argv").read_bytes().split(b"\0")[:-1]
+    assert seen[1:] == [os.fsencode(word) for word in words]
+    assert b"A=1\0" in (tmp_path / "environ").read_bytes()
+
+
+def test_runc_gets_ordinary_signals_and_no_descriptor_of_ours(run_dir: Path, runc: Path, tmp_path: Path) -> None:
+    run(run_dir, "start", "x")
+    assert ignored((tmp_path / "signals").read_text()) == set()
+    numbers = {int(word) for word in (tmp_path / "fds").read_text().split()}
+    assert numbers <= {0, 1, 2, 10, 11}  # the shell's own among them
+
+
+def test_the_supervisor_may_send_the_client_to_runc(
+    supervisor: FakeSupervisor, run_dir: Path, runc: Path, tmp_path: Path
+) -> None:
+    supervisor.scripts.append(lambda session: session.send(wire.RUNC, os.fsencode(runc)))
+    done = run(run_dir, "create", "--bundle=.", "x")
+    assert done.returncode == 9
+    assert (tmp_path / "argv").read_bytes().split(b"\0")[1:-1] == [b"create", b"--bundle=.", b"x"]
+    assert ignored((tmp_path / "signals").read_text()) == set()
+
+
+def test_a_container_of_ours_does_not_go_to_runc(
+    supervisor: FakeSupervisor, run_dir: Path, runc: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    own(run_dir, root, "c1")
+    for words in (["--root", str(root)], [f"--root={root}"], ["--log", "l", f"--root={root}", "--debug"]):
+        supervisor.scripts.append(lambda session: session.exit(2))
+        assert run(run_dir, *words, "delete", "--force", "c1").returncode == 2
+    assert run(run_dir, "--root", str(root), "delete", "other").returncode == 9
+    assert run(run_dir, "delete", "c1").returncode == 9  # another root: another container
+
+
+def test_a_runc_that_cannot_be_executed_is_said(run_dir: Path) -> None:
+    (run_dir / "runc").symlink_to("/nonexistent/runc")
+    done = run(run_dir, "start", "c1")
+    assert done.returncode == 1
+    assert b"cannot run /nonexistent/runc" in done.stderr
+
+
+# Section: the init stub
+
+
+def test_the_stub_gets_exactly_its_descriptors(supervisor: FakeSupervisor, run_dir: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    files = []
+    for number in range(11):
+        path = tmp_path / f"file{number}"
+        path.touch()
+        files.append(os.open(path, os.O_RDWR))
+    pids: list[int] = []
+
+    def script(session: Session) -> None:
+        # It waits, so that it can be looked at. Not a shell: one that reads has its descriptors moved meanwhile.
+        program = os.path.realpath("/bin/sleep")
+        argv = [os.fsencode(program), b"1000"]
+        session.send(wire.SPAWN, b"\0".join([os.fsencode(tmp_path), *argv]), files)
+        kind, payload = session.frame()
+        assert kind == wire.PID
+        pids.append(int(payload))
+        assert os.readlink(f"/proc/{payload.decode()}/exe") != program  # it waits for its word
+        session.send(wire.GO)
+        deadline = time.monotonic() + PATIENCE
+        while os.readlink(f"/proc/{pids[0]}/exe") != program:
+            assert time.monotonic() < deadline
+        proc = f"/proc/{pids[0]}"
+        links: dict[int, str] = {}
+        while links != {number: f"{tmp_path}/file{number}" for number in range(11)} and time.monotonic() < deadline:
+            with contextlib.suppress(FileNotFoundError):  # its loader opens and closes libraries at first
+                links = {int(fd): os.readlink(f"{proc}/fd/{fd}") for fd in os.listdir(f"{proc}/fd")}
+        report.write_text("\n".join(f"{fd} {link}" for fd, link in sorted(links.items())))
+        (tmp_path / "status").write_text(Path(f"{proc}/status").read_text())
+        (tmp_path / "stat").write_text(Path(f"{proc}/stat").read_text())
+        (tmp_path / "environ").write_bytes(Path(f"{proc}/environ").read_bytes())
+        (tmp_path / "cwd").symlink_to(os.readlink(f"{proc}/cwd"))
+        os.kill(pids[0], signal.SIGKILL)
+        session.exit(0)
+
+    supervisor.scripts.append(script)
+    leak = os.open("/dev/zero", os.O_RDONLY)  # engines leak descriptors into create
+    os.set_inheritable(leak, True)
+    done = run(run_dir, "create", "c1", pass_fds=[leak], cwd="/")
+    os.close(leak)
+    assert done.returncode == 0, done.stderr
+    expected = [f"{n} {tmp_path}/file{n}" for n in range(11)]
+    assert report.read_text().splitlines() == expected
+    assert ignored((tmp_path / "status").read_text()) == set()
+    fields = (tmp_path / "stat").read_text().rpartition(")")[2].split()
+    assert int(fields[3]) == pids[0]  # a session of its own
+    assert (tmp_path / "environ").read_bytes() == b"PATH=/usr/sbin:/usr/bin:/sbin:/bin\0"
+    assert os.readlink(tmp_path / "cwd") == str(tmp_path)
+    for fd in files:
+        os.close(fd)
+
+
+def test_a_stub_without_its_word_ends(supervisor: FakeSupervisor, run_dir: Path, tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def script(session: Session) -> None:
+        null = os.open("/dev/null", os.O_RDWR)
+        session.send(wire.SPAWN, b"/\0/bin/touch\0" + os.fsencode(tmp_path / "ran"), [null])
+        os.close(null)
+        pids.append(int(session.frame()[1]))
+
+    supervisor.scripts.append(script)
+    done = run(run_dir, "create", "c1")
+    assert done.returncode == 1
+    deadline = time.monotonic() + PATIENCE
+    while os.path.exists(f"/proc/{pids[0]}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{pids[0]}")
+    assert not (tmp_path / "ran").exists()
+
+
+# Section: the console
+
+
+def attach_script(*frames: tuple[bytes, bytes], flags: int = 3, keys: bytes = b"\x10\x11") -> Callable[[Session], None]:
+    took: list[tuple[bytes, bytes]] = []
+
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, bytes((flags,)) + keys)
+        kind, _ = session.frame()
+        assert kind == wire.RESIZE
+        for frame in frames:
+            session.send(*frame)
+        with contextlib.suppress(EOFError):
+            while True:
+                kind, payload = session.frame()
+                took.append((kind, payload))
+                if kind == wire.INPUT and b"quit" in payload:
+                    session.exit(7)
+                    return
+                if kind == wire.DETACH:
+                    return
+
+    script.typed = took  # type: ignore[attr-defined]
+    return script
+
+
+def typed(script: Callable[[Session], None]) -> list[tuple[bytes, bytes]]:
+    found: list[tuple[bytes, bytes]] = script.typed  # type: ignore[attr-defined]
+    return found
+
+
+def settings(child: pexpect.spawn) -> list[object]:
+    return list(termios.tcgetattr(child.child_fd))
+
+
+@pytest.fixture
+def person(run_dir: Path) -> Iterator[Callable[..., pexpect.spawn]]:
+    """Start the client on a terminal below a shell that keeps it open."""
+    opened: list[pexpect.spawn] = []
+
+    def start(*words: str, size: tuple[int, int] = (33, 99)) -> pexpect.spawn:
+        script = '"$0" "$@"; echo "status $?"; read x'
+        child = pexpect.spawn(
+            "/bin/sh", ["-c", script, RUNPHI, *words], env=environment(run_dir), dimensions=size, timeout=PATIENCE
+        )
+        child.delaybeforesend = None
+        opened.append(child)
+        child.before_settings = settings(child)
+        return child
+
+    yield start
+    for child in opened:
+        child.close(force=True)
+
+
+def test_attach_shows_sends_and_gives_the_terminal_back(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
+) -> None:
+    script = attach_script((wire.CONSOLE_AT, bytes(8)), (wire.CONSOLE, b"hello\n"))
+    supervisor.scripts.append(script)
+    child = person("attach", "c1")
+    child.expect_exact("hello\n")
+    assert settings(child) != child.before_settings
+    child.send("a\x03\x1a\x1cb\r")
+    child.send("quit")
+    child.expect_exact("status 7")
+    assert settings(child) == child.before_settings
+    sent = b"".join(payload for kind, payload in typed(script) if kind == wire.INPUT)
+    assert sent == b"a\x03\x1a\x1cb\rquit"
+
+
+def test_detach_keys_leave(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
+    script = attach_script((wire.CONSOLE, b"ready"))
+    supervisor.scripts.append(script)
+    child = person("attach", "c1")
+    child.expect_exact("ready")
+    child.send("x\x10")
+    child.send("\x11after")
+    child.expect_exact("status 0")
+    assert settings(child) == child.before_settings
+    assert typed(script)[-1] == (wire.DETACH, b"")
+    assert b"".join(payload for kind, payload in typed(script) if kind == wire.INPUT) == b"x"
+
+
+def test_what_was_skipped_is_said(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
+    supervisor.scripts.append(
+        attach_script(
+            (wire.CONSOLE_AT, (100).to_bytes(8, "big")),
+            (wire.CONSOLE, b"12345"),
+            (wire.SKIPPED, (1105).to_bytes(8, "big")),
+            (wire.CONSOLE, b"on"),
+        )
+    )
+    child = person("attach", "c1")
+    child.expect_exact("12345\r\n[runphi: 1000 bytes skipped]\r\non")
+    child.send("quit")
+    child.expect_exact("status 7")
+
+
+def test_the_size_is_told_at_once_and_when_it_changes(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
+) -> None:
+    sizes: list[bytes] = []
+    changed = threading.Event()
+
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, b"\3")
+        for _ in range(2):
+            kind, payload = session.frame()
+            assert kind == wire.RESIZE
+            sizes.append(payload)
+            changed.set()
+        session.exit(0)
+
+    supervisor.scripts.append(script)
+    child = person("attach", "c1")
+    assert changed.wait(PATIENCE)
+    child.setwinsize(50, 132)
+    child.expect_exact("status 0")
+    assert sizes == [b"33 99", b"50 132"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGQUIT, 131)]
+)
+def test_a_signal_gives_the_terminal_back(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn], number: int, status: int
+) -> None:
+    supervisor.scripts.append(attach_script((wire.CONSOLE, b"ready")))
+    child = person("attach", "c1")
+    child.expect_exact("ready")
+    (pid,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(pid), number)
+    child.expect_exact(f"status {status}")
+    assert settings(child) == child.before_settings
+
+
+def test_a_stopped_client_leaves_a_usable_terminal_and_takes_it_again(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
+) -> None:
+    script = attach_script((wire.CONSOLE, b"ready"), flags=3 | 8, keys=b"\x1d")
+    supervisor.scripts.append(script)
+    child = person("attach", "c1")
+    child.expect_exact("ready")
+    raw = settings(child)
+    (pid,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+
+    def state() -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    for stop in (lambda: os.kill(int(pid), signal.SIGTSTP), lambda: child.send("\x1dz")):
+        stop()
+        wait_until(lambda: state() == "T")
+        assert settings(child) == child.before_settings
+        os.kill(int(pid), signal.SIGCONT)
+        wait_until(lambda: settings(child) == raw)
+    child.send("quit")
+    child.expect_exact("status 7")
+    assert settings(child) == child.before_settings
+    assert [kind for kind, _ in typed(script)].count(wire.RESIZE) == 2  # it may have another size by now
+
+
+def test_a_terminal_that_takes_no_output_does_not_keep_the_client(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
+) -> None:
+    supervisor.scripts.append(attach_script((wire.CONSOLE, b"ready")))
+    child = person("attach", "c1")
+    child.expect_exact("ready")
+    termios.tcflow(child.child_fd, termios.TCOOFF)
+    (pid,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(pid), signal.SIGTERM)
+    wait_until(lambda: settings(child) == child.before_settings)
+
+
+def test_keys_behind_the_escape_key_are_asked_of_the_supervisor(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
+) -> None:
+    script = attach_script((wire.CONSOLE, b"ready"), flags=3 | 8, keys=b"\x1d\x10\x11")
+    supervisor.scripts.append(script)
+    child = person("attach", "c1")
+    child.expect_exact("ready")
+    child.send("a\x1dtb\x1d\x1dc\x1d")
+    child.send("?\x1d.")
+    child.expect_exact("status 0")
+    frames = [frame for frame in typed(script) if frame[0] != wire.RESIZE]
+    asked = [payload for kind, payload in frames if kind == wire.ASK]
+    assert asked == [b"t", b"?"]
+    assert b"".join(payload for kind, payload in frames if kind == wire.INPUT) == b"ab\x1dc"
+    assert frames[-1] == (wire.DETACH, b"")
+
+
+def test_marks_carry_a_word_of_the_session(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
+    said = (wire.NOTICE, b"one\ntwo")
+    supervisor.scripts.append(
+        attach_script((wire.CONSOLE, b"[runphi 0000: forged]\x1b]0;"), said, (wire.CONSOLE, b"on"), flags=3 | 16)
+    )
+    child = person("attach", "c1")
+    child.expect(rb"\x1b\]0;\r\n\[runphi ([0-9a-f]{4}): one\]\r\n\[runphi ([0-9a-f]{4}): two\]\r\non")
+    assert child.match[1] == child.match[2]
+    child.send("quit")
+    child.expect_exact("status 7")
+
+
+def test_away_from_a_terminal_marks_go_to_stderr(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, bytes((16,)))
+        session.send(wire.CONSOLE_AT, (10).to_bytes(8, "big"))
+        session.send(wire.CONSOLE, b"a")
+        session.send(wire.NOTICE, b"somebody came")
+        session.send(wire.SKIPPED, (21).to_bytes(8, "big"))
+        session.exit()
+
+    supervisor.scripts.append(script)
+    done = run(run_dir, "attach", "c1")
+    assert done.stdout == b"a\r\n[runphi: 10 bytes skipped]\r\n"
+    assert done.stderr == b"[runphi: somebody came]\n[runphi: 10 bytes skipped before byte 21]\n"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_run_passes_signals_on(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, b"\7")
+        session.frame()
+        session.send(wire.CONSOLE, b"ready")
+        seen.append(session.frame())
+        session.exit(15)
+
+    supervisor.scripts.append(script)
+    child = person("run", "c1")
+    child.expect_exact("ready")
+    (pid,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(pid), signal.SIGTERM)
+    child.expect_exact("status 15")
+    assert seen == [(wire.SIGNAL, b"15")]
+    assert settings(child) == child.before_settings
+
+
+def test_a_supervisor_that_dies_is_found_again_at_the_next_byte(
+    supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
+) -> None:
+    again: list[list[bytes]] = []
+
+    def first(session: Session) -> None:
+        session.send(wire.ATTACH, b"\3")
+        session.frame()
+        session.send(wire.CONSOLE_AT, (40).to_bytes(8, "big"))
+        session.send(wire.CONSOLE, b"0123456789")
+
+    def second(session: Session) -> None:
+        again.append(session.argv)
+        session.send(wire.ATTACH, b"\3")
+        assert session.frame()[0] == wire.RESIZE
+        session.send(wire.CONSOLE_AT, (50).to_bytes(8, "big"))
+        session.send(wire.CONSOLE, b"abc")
+        session.exit(3)
+
+    supervisor.scripts += [first, second]
+    child = person("attach", "c1")
+    child.expect_exact("0123456789abc")
+    child.expect_exact("status 3")
+    assert again == [[b"attach", b"--from", b"50", b"c1"]]
+    assert settings(child) == child.before_settings
+
+
+def test_stdin_that_ends_is_said_and_the_console_goes_on(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, b"\2")
+        while not seen or seen[-1][0] != wire.INPUT_EOF:
+            seen.append(session.frame())
+        session.send(wire.CONSOLE, b"still here")
+        session.exit(0)
+
+    supervisor.scripts.append(script)
+    done = run(run_dir, "attach", "c1", stdin=None, input=b"typed \x10\x11")
+    assert done.stdout == b"still here"
+    assert (
+        b"".join(payload for kind, payload in seen if kind == wire.INPUT) == b"typed \x10\x11"
+    )  # no terminal: no keys
+
+
+def test_no_supervisor_and_none_can_be_started(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "runphi").write_bytes(Path(RUNPHI).read_bytes())
+    (tmp_path / "bin" / "runphi").chmod(0o755)
+    (tmp_path / "runphi_async").symlink_to(ROOT / "runphi_async")
+    done = subprocess.run(
+        [tmp_path / "bin" / "runphi", "list"], env={"RUNPHI_RUN_DIR": str(tmp_path / "run")}, capture_output=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"cannot start the supervisor: no Python environment at" in done.stderr
+    assert b"quickstart" in done.stderr
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path / "file" / "run", "list")
+    assert done.returncode == 1
+    assert b"cannot use its directory" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event log: numbered without holes, also over a restart, and whoever follows learns of everything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+from runphi_async.eventlog import NAME, EventLog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def events(log: EventLog, directory: Path, offset: int = 0) -> list[dict[str, object]]:
+    return [json.loads(line) for line in log.read(str(directory), offset).splitlines()]
+
+
+def test_events_are_numbered_and_timed(tmp_path: Path) -> None:
+    log = EventLog()
+    log.write(str(tmp_path), "create", {"backend": "fake"})
+    log.write(str(tmp_path), "exit", {"code": 3, "reason": 'a "b"\nc'})
+    first, second = events(log, tmp_path)
+    assert (first["seq"], first["event"], first["backend"]) == (1, "create", "fake")
+    assert (second["seq"], second["code"], second["reason"]) == (2, 3, 'a "b"\nc')
+    assert isinstance(first["time"], float)
+    assert first["time"] <= second["time"]  # type: ignore[operator]
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_reading_goes_on_at_an_offset(tmp_path: Path) -> None:
+    log = EventLog()
+    log.write(str(tmp_path), "one", {})
+    offset = len(log.read(str(tmp_path), 0))
+    assert log.read(str(tmp_path), offset) == b""
+    log.write(str(tmp_path), "two", {})
+    assert [event["event"] for event in events(log, tmp_path, offset)] == ["two"]
+
+
+def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
+    EventLog().write(str(tmp_path), "one", {})
+    EventLog().write(str(tmp_path), "two", {})
+    assert [event["seq"] for event in events(EventLog(), tmp_path)] == [1, 2]
+
+
+def test_a_record_that_is_gone_has_no_events(tmp_path: Path) -> None:
+    log = EventLog()
+    gone = tmp_path / "gone"
+    log.write(str(gone), "late", {})
+    assert log.read(str(gone), 0) == b""
+    assert not gone.exists()
+
+
+def test_followers_are_woken_by_their_record_only(tmp_path: Path) -> None:
+    log, woken = EventLog(), []
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    with (
+        log.following(str(one), lambda: woken.append("a")),
+        log.following(str(one), lambda: woken.append("b")),
+        log.following(str(two), lambda: woken.append("c")),
+    ):
+        log.write(str(one), "x", {})
+        assert sorted(woken) == ["a", "b"]
+        log.forget(str(two))
+        assert sorted(woken) == ["a", "b", "c"]
+    log.write(str(one), "x", {})
+    assert len(woken) == 3
+
+
+def test_a_name_used_again_begins_anew(tmp_path: Path) -> None:
+    log = EventLog()
+    record = tmp_path / "c1"
+    for _ in range(2):
+        record.mkdir()
+        log.write(str(record), "create", {})
+        assert [event["seq"] for event in events(log, record)] == [1]
+        log.forget(str(record))
+        shutil.rmtree(record)

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU config generator: what a container asks against the command line it gets, without a QEMU."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import msgspec
+import pytest
+
+from backends.qemu import plan as planner
+from backends.qemu.machine import HostFacts
+from runphi_async.config import Qemu
+from runphi_async.errors import PlanError
+from runphi_async.partition import conf
+from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
+from runphi_async.partition.units import MIB
+
+PVH = ImageFacts(ImageFormat.ELF, 9000, "x86_64", 64, 0x100100, (Segment(0x100000, 0x102000),), 0x100100)
+MULTIBOOT = msgspec.structs.replace(PVH, bits=32, pvh_entry=None, multiboot=True)
+ARM = ImageFacts(ImageFormat.ELF, 9000, "aarch64", 64, 0x40080000, (Segment(0x40080000, 0x40090000),))
+FLAT = ImageFacts(ImageFormat.FLAT, 3 * MIB)
+BZIMAGE = ImageFacts(ImageFormat.BZIMAGE, 9000, "x86_64")
+ARM_IMAGE = ImageFacts(ImageFormat.ARM64_IMAGE, 9000, "aarch64")
+
+FACTS = HostFacts(
+    accel="tcg",
+    arch="x86_64",
+    binaries={"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"},
+    online_cpus=(0, 1, 2, 3),
+    image=PVH,
+)
+
+
+def plan(image: ImageFacts = PVH, facts: HostFacts = FACTS, **asked: Any) -> PartitionPlan:
+    fields: dict[str, Any] = {"id": "c1", "kind": GuestKind.INMATE, "rootfs": "/r", "inmate": "/r/i", **asked}
+    return planner.plan(GuestSpec(**fields), msgspec.structs.replace(facts, image=image), Qemu())
+
+
+def options(found: PartitionPlan, name: str) -> list[str]:
+    return [value for option, value in zip(found.argv, found.argv[1:], strict=False) if option == name]
+
+
+def option(found: PartitionPlan, name: str) -> str:
+    (value,) = options(found, name)
+    return value
+
+
+def annotated(**settings: str) -> dict[str, Any]:
+    return {"annotations": {f"org.runphi.{name}": value for name, value in settings.items()}}
+
+
+LINUX: dict[str, Any] = {
+    "kind": GuestKind.LINUX,
+    "inmate": None,
+    "process": ProcessSpec(("sh",)),
+    "facts": msgspec.structs.replace(FACTS, kernel="/var/vmlinux", initrd=b"base"),
+}
+
+
+# Section: what is the same for all
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        plan(),
+        plan(MULTIBOOT),
+        plan(ARM),
+        plan(PVH, **LINUX),
+        plan(BZIMAGE, kind=GuestKind.KERNEL, inmate=None, kernel="/r/k", ramdisk="/r/rd"),
+    ],
+    ids=["pvh", "multiboot", "arm", "linux", "kernel"],
+)
+def test_every_guest_is_confined_and_waits(found: PartitionPlan) -> None:
+    for flag in ("-nodefaults", "-no-user-config", "-no-reboot", "-S"):
+        assert flag in found.argv
+    assert option(found, "-display") == "none"
+    assert option(found, "-sandbox").startswith("on,obsolete=deny,elevateprivileges=deny,spawn=deny")
+    assert "stdio" not in " ".join(found.argv)
+    assert options(found, "-mon") == ["chardev=ev,mode=control", "chardev=qmp,mode=control"]
+    chardevs = options(found, "-chardev")
+    assert {"pipe,id=con,path=con", "pipe,id=ev,path=ev"} <= set(chardevs)
+    assert "socket,id=qmp,path=qmp.sock,server=on,wait=off" in chardevs
+    assert all("path=/" not in chardev for chardev in chardevs)
+    assert {sentence.partition(":")[0] for sentence in found.explain} == {
+        "boot",
+        "memory",
+        "cpu",
+        "dev",
+        "net",
+        "comm",
+    }
+
+
+def test_an_inherited_qmp_socket() -> None:
+    found = plan(facts=msgspec.structs.replace(FACTS, qmp_fd=10))
+    assert "socket,id=qmp,fd=10,server=on,wait=off" in options(found, "-chardev")
+
+
+def test_plans_compare_by_value_and_survive_the_record() -> None:
+    assert plan() == plan()
+    assert msgspec.json.decode(msgspec.json.encode(plan()), type=PartitionPlan) == plan()
+
+
+# Section: what boots
+
+
+@pytest.mark.parametrize(
+    ("image", "machine", "program"),
+    [
+        (PVH, "microvm,x-option-roms=off,acpi=off", "qemu-system-x86_64"),
+        (MULTIBOOT, "microvm,acpi=off", "qemu-system-x86_64"),
+        (ARM, "virt", "qemu-system-aarch64"),
+    ],
+)
+def test_inmates(image: ImageFacts, machine: str, program: str) -> None:
+    found = plan(image)
+    assert found.argv[0] == program
+    assert option(found, "-machine") == machine
+    assert option(found, "-kernel") == "/r/i"
+    assert option(found, "-serial") == "chardev:con"
+    assert (found.virtiofs, found.files) == (None, {})
+
+
+def test_exit_codes_of_inmates() -> None:
+    assert "file,id=exit,path=guest.exit" in options(plan(), "-chardev")
+    assert "isa-debug-exit,iobase=0xf4,iosize=4" in options(plan(), "-device")
+    assert option(plan(ARM), "-semihosting-config") == "enable=on,target=gdb"
+    on_arm = msgspec.structs.replace(FACTS, arch="aarch64", accel="kvm")
+    assert options(plan(ARM, on_arm), "-semihosting-config") == []
+
+
+@pytest.mark.parametrize("name", ["net", "colors", "console-port"])
+def test_what_only_boards_have_is_refused(name: str) -> None:
+    with pytest.raises(PlanError, match=f"annotation org.runphi.{name} says: only boards have that"):
+        plan(**annotated(**{name: "1"}))
+
+
+def test_what_an_image_asks_of_a_board() -> None:
+    with pytest.raises(PlanError, match="a remote processor"):
+        plan(rpu=True)
+    assert "net: the image's network is for boards; the guest has none" in plan(net="yes").explain
+
+
+def test_machine_by_annotation() -> None:
+    assert option(plan(**annotated(machine="q35")), "-machine").startswith("q35,")
+    for wrong in ("virt", "pc-1.0,foo=on"):
+        with pytest.raises(PlanError, match=f"cannot use machine '{wrong}' for x86_64; one of: microvm, q35, pc"):
+            plan(**annotated(machine=wrong))
+
+
+def test_flat_images() -> None:
+    found = plan(FLAT, arch="aarch64")
+    assert option(found, "-kernel") == "/r/i"
+    assert plan(FLAT, arch="aarch64", load_address=0x40080000).argv == found.argv
+    found = plan(FLAT, arch="aarch64", load_address=0x40200000, inmate="/r/a,b")
+    assert options(found, "-kernel") == []
+    assert "loader,file=/r/a,,b,addr=0x40200000,force-raw=on,cpu-num=0" in options(found, "-device")
+
+
+def test_commas_in_paths_and_names() -> None:
+    found = plan(MULTIBOOT, id="a,b", inmate="/r/i,1", ramdisk="/r/m,1")
+    assert option(found, "-name") == "guest=a,,b"
+    assert (option(found, "-kernel"), option(found, "-initrd")) == ("/r/i,1", "/r/m,,1")
+    assert option(plan(PVH, ramdisk="/r/m,1"), "-initrd") == "/r/m,1"
+
+
+def test_linux_guest_in_software() -> None:
+    found = plan(PVH, **LINUX)
+    assert option(found, "-machine") == "pc,smm=off,usb=off,memory-backend=mem"
+    assert "vhost-user-fs-pci,chardev=fs,tag=rootfs" in options(found, "-device")
+
+
+def test_linux_guest_on_kvm() -> None:
+    found = plan(PVH, **{**LINUX, "facts": msgspec.structs.replace(LINUX["facts"], accel="kvm")})
+    assert option(found, "-machine") == "microvm,x-option-roms=off,acpi=on,memory-backend=mem"
+    assert "memory-backend-memfd,id=mem,size=256M,share=on" in options(found, "-object")
+    assert (option(found, "-kernel"), option(found, "-initrd")) == ("/var/vmlinux", "initrd")
+    assert option(found, "-serial") == "chardev:klog"
+    devices = options(found, "-device")
+    assert "vhost-user-fs-device,chardev=fs,tag=rootfs" in devices
+    assert "virtserialport,bus=vser.0,chardev=con,name=org.runphi.console" in devices
+    assert "virtserialport,bus=vser.0,chardev=ctl,name=org.runphi.control" in devices
+    assert options(found, "-global") == ["virtio-mmio.force-legacy=false"]
+    assert found.virtiofs == "/r"
+    assert found.files["initrd"].startswith(b"base")
+    assert b"arg=sh\0" in found.files["initrd"]
+    arm = plan(ARM_IMAGE, **LINUX, arch="aarch64")
+    assert option(arm, "-machine") == "virt,memory-backend=mem"
+    assert "vhost-user-fs-pci,chardev=fs,tag=rootfs" in options(arm, "-device")
+
+
+def test_kernel_with_its_own_ramdisk() -> None:
+    asked: dict[str, Any] = {"kind": GuestKind.KERNEL, "inmate": None, "kernel": "/r/k", "ramdisk": "/r/rd"}
+    found = plan(BZIMAGE, **asked, cmdline="quiet")
+    assert option(found, "-machine").startswith("q35,")
+    assert (option(found, "-kernel"), option(found, "-initrd")) == ("/r/k", "/r/rd")
+    assert option(found, "-append") == "console=ttyS0 panic=-1 quiet"
+    assert option(found, "-serial") == "chardev:con"
+    arm = plan(ARM_IMAGE, **asked, dtb="/r/d")
+    assert option(arm, "-append").startswith("console=ttyAMA0")
+    assert option(arm, "-dtb") == "/r/d"
+
+
+@pytest.mark.parametrize(
+    ("image", "asked", "text"),
+    [
+        (FLAT, {}, "it is a flat binary, and an x86 machine has no place"),
+        (msgspec.structs.replace(PVH, pvh_entry=None), {}, "without PVH note or multiboot header"),
+        (msgspec.structs.replace(PVH, multiboot=True), {}, "multiboot takes 32-bit images only"),
+        (BZIMAGE, {}, "it is a Linux kernel; name it with KERNEL="),
+        (msgspec.structs.replace(PVH, arch="riscv"), {}, "it is for riscv, and QEMU guests are"),
+        (msgspec.structs.replace(ARM, bits=32), {}, "64-bit images only"),
+        (ARM, {"arch": "x86_64"}, "cannot boot /r/i as x86_64: it is an image for aarch64"),
+        (ARM, {"load_address": 0x40200000}, "an ELF image says itself where it lies"),
+        (ARM, {"facts": msgspec.structs.replace(FACTS, binaries={})}, "apt-get install qemu-system-arm"),
+        (PVH, {"dtb": "/r/d"}, "an x86 machine takes none"),
+        (
+            FLAT,
+            {"arch": "aarch64", "load_address": 0x1000},
+            "cannot load /r/i at 0x1000: RAM starts at 0x40000000",
+        ),
+        (
+            FLAT,
+            {"arch": "aarch64", "load_address": 0x40000000},
+            "the device tree lies there; load it at 0x40080000",
+        ),
+        (FLAT, {"arch": "aarch64", "load_address": 0x40200000, "cmdline": "x"}, "leave the load address out"),
+        (
+            FLAT,
+            {"arch": "aarch64", "load_address": 0x41F00000},
+            "ends at 0x42200000, .*the guest needs 34 MiB",
+        ),
+        (FLAT, {"kind": GuestKind.KERNEL, "kernel": "/k"}, "it is flat, not bzimage or elf"),
+        (PVH, {**LINUX, "process": None}, "the container has no process"),
+        (PVH, {**LINUX, "ramdisk": "/r/rd"}, "a Linux guest on the image's rootfs starts from ours"),
+        (PVH, {"kind": GuestKind.KERNEL, "kernel": None}, "there is no guest kernel; run bin/prepare-guest"),
+        (
+            PVH,
+            {**LINUX, "facts": msgspec.structs.replace(FACTS, kernel="/k")},
+            "its RAM disk with our init is missing",
+        ),
+        (
+            msgspec.structs.replace(PVH, segments=(Segment(0x100000, 0x4000001),)),
+            {},
+            r"cannot place /r/i in guest memory: it ends at 0x4000001, .*the guest needs 65 MiB",
+        ),
+        (
+            msgspec.structs.replace(ARM, segments=(Segment(0x0, 0x1000),)),
+            {},
+            "it wants 0x0, RAM is at 0x40000000",
+        ),
+    ],
+)
+def test_what_cannot_be_planned(image: ImageFacts, asked: dict[str, Any], text: str) -> None:
+    with pytest.raises(PlanError, match=text):
+        plan(image, **asked)
+
+
+# Section: memory and CPUs
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"), [(None, 32 * MIB), (4 * MIB, 4 * MIB), (64 * MIB + 5, 64 * MIB), (1 << 31, 1 << 31)]
+)
+def test_memory(limit: int | None, size: int) -> None:
+    found = plan(memory_limit=limit)
+    assert found.memory_bytes == size
+    assert option(found, "-m") == f"{size // MIB}M"
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(PlanError, match="cannot give the guest 1 MiB of memory: one of kind inmate needs 4 MiB; raise"):
+        plan(memory_limit=MIB)
+    with pytest.raises(PlanError, match="one of kind linux needs 96 MiB"):
+        plan(PVH, **LINUX, memory_limit=8 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("asked", "vcpus", "pins"),
+    [
+        ({}, 1, ()),
+        ({"cpu_quota": 50_000, "cpu_period": 100_000}, 1, ()),
+        ({"cpu_quota": 150_000, "cpu_period": 100_000}, 2, ()),
+        ({"cpu_quota": 150_000}, 2, ()),
+        ({"cpu_quota": 9_000_000, "cpu_period": 100_000}, 4, ()),
+        ({"cpuset": (1, 3)}, 2, (1, 3)),
+        ({"cpuset": (1, 3), "cpu_quota": 50_000}, 1, (1,)),
+        ({"cpuset": (2,), "cpu_quota": 400_000}, 1, (2,)),
+        ({"cpuset": (1, 3), **annotated(vcpus="3")}, 3, (1, 3, 1)),
+        (annotated(vcpus="8"), 8, ()),
+    ],
+)
+def test_cpus(asked: dict[str, Any], vcpus: int, pins: tuple[int, ...]) -> None:
+    found = plan(**asked)
+    assert (found.vcpus, found.pins) == (vcpus, pins)
+    assert option(found, "-smp") == str(vcpus)
+
+
+def test_a_cpu_that_is_not_there() -> None:
+    with pytest.raises(PlanError, match="cannot pin the guest to CPU 7: it is not online; online: 0, 1, 2, 3"):
+        plan(cpuset=(1, 7))
+
+
+def test_kvm_only_for_the_hosts_own_architecture() -> None:
+    facts = msgspec.structs.replace(FACTS, accel="kvm")
+    found = plan(facts=facts)
+    assert (option(found, "-accel"), option(found, "-cpu")) == ("kvm", "host")
+    assert option(plan(ARM, facts), "-accel") == "tcg"
+    assert any("as the guest is aarch64 and the host x86_64" in line for line in plan(ARM, facts).explain)
+
+
+# Section: for people
+
+
+def test_conf_is_readable_and_pastable() -> None:
+    found = plan(inmate="/r/with space", id="c 1")
+    text = conf.render(found)
+    lines = text.splitlines()
+    assert lines[0] == "# boot: /r/with space, elf for x86_64 (its elf header says so)"
+    assert f"memory = {32 * MIB} # 32 MiB" in lines
+    command = text.split("\nargv = ")[1].replace("\\\n", " ")
+    assert tuple(shlex.split(command)) == found.argv

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packs the checkout for dom0: its wheel, bin/, the wheel's dependencies and pytest, the demo inmate, the tests.
+
+dom0 has Debian's Python of the same version as the checkout's environment, so the packages installed there are taken
+as they are and dom0 needs no network.
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from packaging.requirements import Requirement
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+#: What dom0 needs besides the wheel's own dependencies.
+TOOLS: Final = ("pytest", "pytest-asyncio", "pytest-timeout", "pexpect")
+WHEEL_SOURCES: Final = ("pyproject.toml", "README.md", "LICENSE", "runphi_async", "consoles", "backends")
+TREES: Final = ("bin", "tests")
+#: The kernel and RAM disk of Linux guests; bin/prepare-guest makes them.
+GUEST: Final = Path(os.environ.get("RUNPHI_GUEST", "/var/lib/runphi/guest"))
+GUEST_FILES: Final = ("vmlinux", "initrd-xen")
+#: Where dom0 has it all.
+HOME: Final = "/opt/runphi"
+#: Where dom0 sees the share; what is large and read once stays there.
+SHARE: Final = "/host"
+
+
+def build_wheel(out: Path) -> Path:
+    """Build the checkout's wheel into ``out``, without leaving anything in the checkout."""
+    with tempfile.TemporaryDirectory(prefix="wheel-") as name:
+        source = Path(name)
+        for entry in WHEEL_SOURCES:
+            path = ROOT / entry
+            if path.is_dir():
+                shutil.copytree(path, source / entry, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(path, source / entry)
+        argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "."]
+        subprocess.run([*argv, "--wheel-dir", str(out)], cwd=source, check=True)
+    (wheel,) = out.glob("runphi_async-*.whl")
+    return wheel
+
+
+def distributions(names: list[str]) -> dict[str, metadata.Distribution]:
+    """Return these distributions and all they depend on, as installed in this environment."""
+    found: dict[str, metadata.Distribution] = {}
+    while names:
+        wanted = Requirement(names.pop())
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        key = wanted.name.lower().replace("_", "-")
+        if key in found:
+            continue
+        found[key] = metadata.distribution(wanted.name)
+        names += found[key].requires or []
+    return found
+
+
+def copy_distribution(distribution: metadata.Distribution, site: Path) -> None:
+    """Copy a distribution's files that lie in site-packages."""
+    for file in distribution.files or []:
+        if file.parts[0] == ".." or "__pycache__" in file.parts:
+            continue
+        target = site / str(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(distribution.locate_file(file)), target)
+
+
+def pack(share: Path) -> None:
+    """Write ``share``/runphi.tar, which is unpacked into dom0's /opt/runphi, and what is used where it lies."""
+    with tempfile.TemporaryDirectory(prefix="dom0-") as name:
+        home = Path(name)
+        wheel = build_wheel(home)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(home)
+            (info,) = {path.split("/")[0] for path in archive.namelist() if ".dist-info/" in path}
+        wheel.unlink()
+        needed = [line.split(":", 1)[1].strip() for line in (home / info / "METADATA").read_text().splitlines()
+                  if line.startswith("Requires-Dist:")]  # fmt: skip
+        site = home / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        site.mkdir(parents=True)
+        for distribution in distributions([*needed, *TOOLS]).values():
+            copy_distribution(distribution, site)
+        (home / "venv" / "bin").mkdir()
+        (home / "venv" / "bin" / "python").symlink_to("/usr/bin/python3")
+        (home / "venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+        for tree in TREES:
+            shutil.copytree(ROOT / tree, home / tree, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", home / "pyproject.toml")
+        subprocess.run([str(ROOT / "bin" / "build-inmates"), str(home / "inmates")], check=True, capture_output=True)
+        (share / "guest").mkdir(exist_ok=True)
+        for file in GUEST_FILES:
+            shutil.copy(GUEST / file, share / "guest" / file)
+        # Compiling takes long under emulation, and what is compiled here is good there.
+        compileall.compile_dir(name, quiet=2, stripdir=name, prependdir=HOME)
+        subprocess.run(["tar", "-C", name, "-cf", str(share / "runphi.tar"), "."], check=True)
