@@ -44,7 +44,7 @@ def board_file(system: model.System, iomem: str | None = None, source: str = "")
         raise CellError("cannot make a board file: the configuration does not say its architecture")
     lines = [
         "# SPDX-License-Identifier: Apache-2.0",
-        f"# Made of the root configuration {source or root.name} by `runphi board from-sysconfig`.",
+        f"# Made of the root configuration {_text(source or root.name)} by `runphi board from-sysconfig`.",
         "# What it cannot know is marked TODO: look at it, then run `runphi board check` on this file.",
         "",
         f'name = "{_name(root.name)}"',

@@ -485,6 +485,7 @@ def test_a_stub_without_its_word_ends(supervisor: FakeSupervisor, run_dir: Path,
 
 def attach_script(*frames: tuple[bytes, bytes], flags: int = 3, keys: bytes = b"\x10\x11") -> Callable[[Session], None]:
     took: list[tuple[bytes, bytes]] = []
+    done = threading.Event()
 
     def script(session: Session) -> None:
         session.send(wire.ATTACH, bytes((flags,)) + keys)
@@ -492,7 +493,7 @@ def attach_script(*frames: tuple[bytes, bytes], flags: int = 3, keys: bytes = b"
         assert kind == wire.RESIZE
         for frame in frames:
             session.send(*frame)
-        with contextlib.suppress(EOFError):
+        try:
             while True:
                 kind, payload = session.frame()
                 took.append((kind, payload))
@@ -501,12 +502,18 @@ def attach_script(*frames: tuple[bytes, bytes], flags: int = 3, keys: bytes = b"
                     return
                 if kind == wire.DETACH:
                     return
+        except EOFError:
+            pass
+        finally:
+            done.set()
 
-    script.typed = took  # type: ignore[attr-defined]
+    script.typed, script.done = took, done  # type: ignore[attr-defined]
     return script
 
 
 def typed(script: Callable[[Session], None]) -> list[tuple[bytes, bytes]]:
+    """Return what the client sent, once it has left: its last words may arrive after its end."""
+    assert script.done.wait(PATIENCE)  # type: ignore[attr-defined]
     found: list[tuple[bytes, bytes]] = script.typed  # type: ignore[attr-defined]
     return found
 

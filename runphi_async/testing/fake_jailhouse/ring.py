@@ -75,8 +75,11 @@ class Ring:
             found: tuple[int, bool, bool, int] = _HEAD.unpack(file.read(_HEAD.size))
         return found
 
-    def delta(self, head: int) -> tuple[bytes, int]:
-        """Return what the live log has behind ``head``, and how much of it is lost.
+    def delta(self, head: int, seen: int) -> tuple[bytes, int, int]:
+        """Return what the live log has behind ``head``, how much of it is lost, and its number.
+
+        A ``head`` in another log than number ``seen`` means nothing in this one: it is read from its beginning. The
+        driver would subtract the two positions; a follower that slept through disable and enable would get garbage.
 
         :raises Errno: there is no hypervisor, or reading is not permitted.
         """
@@ -84,13 +87,13 @@ class Ring:
             raise Errno(EAGAIN)
         with open(self._path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
-            tail, readable, live, _ = _HEAD.unpack(file.read(_HEAD.size))
+            tail, readable, live, number = _HEAD.unpack(file.read(_HEAD.size))
             content = file.read(SIZE)
         if not live:
             raise Errno(EAGAIN)
         if not readable:
             raise Errno(EPERM)
-        return _delta(tail, content, head)
+        return (*_delta(tail, content, head if number == seen else 0), number)
 
     def last(self, head: int) -> tuple[bytes, int, int] | None:
         """Return the same of the log that was kept, and its number; None: there is none."""
@@ -120,6 +123,7 @@ class Reader:
         self._ring = Ring(place)
         self._block = block
         self._head = 0
+        self._log = -1
         self._last_seen = 0
 
     def read(self, size: int = CHUNK) -> bytes:
@@ -156,6 +160,9 @@ class Reader:
                 self._last_seen = number
             return data, missed, 0
         try:
-            return *self._ring.delta(self._head), 0
+            data, missed, log = self._ring.delta(self._head, self._log)
         except Errno as exc:
             return b"", 0, exc.number
+        if log != self._log:
+            self._head, self._log = 0, log
+        return data, missed, 0
