@@ -12,9 +12,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from backends.guest import elf
 from backends.jailhouse.plan import Form
 from backends.jailhouse.tool import Image
-from backends.qemu import elf
 from runphi_async.errors import BackendError, UnsupportedError
 
 if TYPE_CHECKING:

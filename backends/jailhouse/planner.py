@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
+from backends.guest import elf
 from backends.jailhouse import boot, generator
 from backends.jailhouse.desk import Facts
-from backends.qemu import elf
 from runphi_async.errors import ConfigError, PlanError
 from runphi_async.partition import board as boards
 from runphi_async.partition import iomem, ranges

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from backends.qemu.elf import PVH_OWNER, PVH_TYPE
+from backends.guest.elf import PVH_OWNER, PVH_TYPE
 from runphi_async.errors import BackendError
 
 #: seconds; a working KVM needs about 0.1, and nobody should wait long for a broken one

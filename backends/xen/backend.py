@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
-from backends.qemu import elf
+from backends.guest import elf
 from backends.xen import examine as examining
 from backends.xen import hypervisor as hypervisors
 from backends.xen import notes, rootfs

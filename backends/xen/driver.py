@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.qemu import initrd
+from backends.guest import initrd
 from backends.xen import plan as planning
 from backends.xen import rootfs
 from backends.xen.boot import GUEST_INITRD

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image is a PV kernel: the one of Xen's ELF notes that ``backends.qemu.elf`` has no use for."""
+"""Whether an image is a PV kernel: the one of Xen's ELF notes that ``backends.guest.elf`` has no use for."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from backends.qemu import initrd
+from backends.guest import initrd
 from backends.xen import boot as xen_boot
 from backends.xen import comm as xen_comm
 from backends.xen import cpu as xen_cpu

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backends.qemu import accel, elf
+from backends.guest import elf
+from backends.qemu import accel
 from runphi_async.errors import PlanError
 from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.qemu.initrd import BLOCK, Entry, archive, base_initrd, container_conf, with_conf
+from backends.guest.initrd import BLOCK, Entry, archive, base_initrd, container_conf, with_conf
 from runphi_async.errors import SpecError
 from runphi_async.partition.spec import ProcessSpec, Rlimit
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RAM disks of Linux guests: a small writer of cpio archives (format newc), without a tool and always the same bytes.
 
-``bin/prepare-guest`` makes the base once a machine; the QEMU backend appends a second archive with one container's
+``bin/prepare-guest`` makes the base once a machine; a backend appends a second archive with one container's
 configuration to it. Linux unpacks archives that follow each other as if they were one.
 """
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Reads /runphi.conf, which backends/qemu/initrd.py writes: records `key=value`, each ended by a NUL. */
+/* Reads /runphi.conf, which backends/guest/initrd.py writes: records `key=value`, each ended by a NUL. */
 #define _GNU_SOURCE
 #include "init.h"
 
