@@ -20,15 +20,17 @@ import anyio
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.jailhouse import ending, tty
+from backends.jailhouse import ending, linuxfiles, marks, tty
 from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
 from backends.jailhouse.images import images, refuse_unsupported
 from backends.jailhouse.machine import owner_of
+from backends.jailhouse.marks import Said
 from backends.jailhouse.plan import CellPlan, Source
 from consoles.sources.link import Backoff
 from runphi_async.errors import BackendError, UnsupportedError
 from runphi_async.partition import ranges
+from runphi_async.store import write_atomically
 
 if TYPE_CHECKING:
     from backends.jailhouse import check, model
@@ -40,9 +42,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PHASE: Final = "cell.phase"
+#: what a Linux cell's init said of its end
+SAID: Final = "cell.exit"
 #: Seconds before the first and between later tries to stop a cell whose guest refuses.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
+#: Seconds that a Linux cell which has ended is given for the last bytes on its console: they say with which code.
+MARK_PATIENCE: Final = 2.0
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +76,9 @@ class CellDriver:
         self._failed: tuple[int, ...] = ()
         self._phase = Phase.NONE if plan is not None else self._read_phase()
         self._stopping: asyncio.Task[None] | None = None
+        self._mark = linuxfiles.read_mark(directory) if plan is None else ""
+        self._said = self._read_said() if plan is None else None
+        self._patience: asyncio.TimerHandle | None = None
         machine.cells[self._owner] = memory.cell
 
     # Section: what survives us
@@ -87,6 +96,13 @@ class CellDriver:
             file.write(f"{phase}\n")
         os.replace(path + ".new", path)
         self._phase = phase
+
+    def _read_said(self) -> Said | None:
+        try:
+            with open(os.path.join(self._directory, SAID)) as file:
+                return Said.read(file.read())
+        except OSError:
+            return None
 
     # Section: making it
 
@@ -128,6 +144,7 @@ class CellDriver:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
             config = path if name.endswith(".cell") else config
+        self._mark = linuxfiles.write(self._plan, self._directory)
         return config
 
     async def _load(self) -> None:
@@ -141,6 +158,10 @@ class CellDriver:
 
     def console(self) -> base.Source | None:
         """Return what the board connects with the cell's console; None: there is none."""
+        source = self._console()
+        return marks.marked(source, self._mark, self._on_said) if source is not None and self._mark else source
+
+    def _console(self) -> base.Source | None:
         choice = self._cell.console
         if choice.source is Source.VIRTUAL:
             fresh = self._plan is not None
@@ -176,10 +197,29 @@ class CellDriver:
             if cell.failed and cell.runs:
                 self._say(f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on")
         cause = ending.judge(self._phase, self._cell.name, view, asked=self._stopping is not None)
-        if cause is not None:
+        if cause is not None and self._hopes(cause):
+            if self._patience is None:
+                self._patience = asyncio.get_running_loop().call_later(MARK_PATIENCE, self._end, cause)
+        elif cause is not None:
             self._end(cause)
 
+    def _hopes(self, cause: Cause) -> bool:
+        """Whether init has said more than this, and it is on its way through the console."""
+        return cause in (Cause.DONE, Cause.FAILED) and bool(self._mark) and self._said is None
+
+    def _on_said(self, said: Said) -> None:
+        """Note how the guest's process ended, and have its cell stopped; init waits for that."""
+        self._said = said
+        if said.error:
+            self._say(said.error)
+        with contextlib.suppress(OSError):  # the record is gone already
+            write_atomically(os.path.join(self._directory, SAID), f"{said.line()}\n".encode())
+        if self._told is not None:
+            self._told.done(0)
+
     def _end(self, cause: Cause) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         told, self._told = self._told, None
         if told is None:
             return
@@ -207,9 +247,12 @@ class CellDriver:
         cause = ending.judge(self._phase, self._cell.name, view, asked=False)
         if cause is not None:
             self._failed = cell.failed if cell is not None else ()
-            asyncio.get_running_loop().call_soon(self._end, cause)
+            wait = MARK_PATIENCE if self._hopes(cause) else 0.0
+            self._patience = asyncio.get_running_loop().call_later(wait, self._end, cause)
             return None
         self._machine.watcher.watch(self._owner, self._on_view)
+        if self._said is not None:
+            asyncio.get_running_loop().call_soon(told.done, 0)  # an earlier supervisor heard it
         return self._phase in (Phase.STARTED, Phase.PAUSED)
 
     # Section: driving it
@@ -289,12 +332,16 @@ class CellDriver:
 
     def settle(self, evidence: Evidence) -> Verdict:
         """Say how the cell ended."""
+        if self._said is not None:
+            return ending.said(self._said)
         return ending.verdict(self._cause, self._failed, evidence)
 
     async def release(self) -> None:
         """Destroy a cell that has ended, or that nobody will ever watch, and give back what it had."""
         self._told = None
         self._machine.watcher.unwatch(self._owner)
+        if self._patience is not None:
+            self._patience.cancel()
         if self._stopping is not None:
             self._stopping.cancel()
             await asyncio.wait([self._stopping])

@@ -2,8 +2,8 @@
 """What is loaded into a cell: files and texts for ``jailhouse cell load``.
 
 The tool copies a file as it is to one address. An ELF file is therefore laid out first: its segments, from the lowest
-address on, become one flat file in the record. Everything is looked at before the tool is called: a load that fails
-has stopped the cell already.
+address on, become one flat file in the record; RAM disk and device tree of a Linux cell lie there too. Everything is
+looked at before the tool is called: a load that fails has stopped the cell already.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from backends.guest import elf
+from backends.jailhouse import linuxfiles
 from backends.jailhouse.plan import Form
 from backends.jailhouse.tool import Image
 from runphi_async.errors import BackendError, UnsupportedError
@@ -38,11 +39,6 @@ def refuse_unsupported(cell: CellPlan) -> None:
                 f"cannot load {load.source}: this version plans images for remote processors and does not start them",
                 "leave rpu_req or annotation org.runphi.rpu out",
             )
-        if load.form in (Form.DTB, Form.ROOTFS):
-            raise UnsupportedError(
-                "cannot start a Linux cell: this version plans Linux cells and does not start them yet",
-                "use a bare-metal image (INMATE=), or backend qemu for Linux",
-            )
 
 
 def images(loads: Sequence[Load], directory: str) -> list[Image]:
@@ -59,6 +55,8 @@ def images(loads: Sequence[Load], directory: str) -> list[Image]:
         if load.form is Form.ELF:
             path = os.path.join(directory, f"image-{number}.bin")
             _flatten(load, path)
+        elif load.form in (Form.DTB, Form.ROOTFS):
+            path = linuxfiles.path_of(load, directory)
         _check_size(load, path)
         made.append(Image(load.address, path))
     return made

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Parts of the guest's init: init.c boots, conf.c reads /runphi.conf, process.c starts the process, relay.c serves it,
- * xen.c carries the control port of a Xen guest.
+ * xen.c carries the control port of a Xen guest, cell.c says how a Jailhouse cell ends.
  *
  * The control port speaks lines. To the host:
  *   ready                the process runs
@@ -14,6 +14,8 @@
  *   signal N             for the process
  *   eof [BYTES]          its input ends, after so many bytes on the console port (without a terminal only)
  *   poweroff             the end; a process that still runs is killed
+ *
+ * A Jailhouse cell has a console and no control port; what it has to say of its end stands on the console, see cell.c.
  */
 #ifndef INIT_H
 #define INIT_H
@@ -50,6 +52,9 @@ struct conf {
 	int rows, cols;
 	bool tty;
 	bool readonly;
+	const char *console; /* of a cell: a terminal's path, or "kmsg" */
+	const char *mark;    /* of a cell: what marks our own words on the console */
+	unsigned long comm;  /* of a cell: address of its communication region, 0 = it has none */
 	const char *rootfs; /* where the image is: "virtiofs", "ramdisk" (in /rootfs already) or "disk" (/dev/xvda) */
 };
 
@@ -74,6 +79,12 @@ int process_start(const struct conf *conf, struct process *process, char *error,
 int relay(const struct ports *ports, struct process *process, bool tty);
 
 void control_send(int control, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Opens the console of a Jailhouse cell; -1 = it is not there yet. */
+int cell_console(const struct conf *conf);
+/* Says why the process cannot be run. */
+void cell_error(const struct conf *conf, int console, const char *text);
+/* Says how the process ended, on the console and in the communication region, and waits to be stopped. */
+_Noreturn void cell_end(const struct conf *conf, int console, int code);
 /* Returns the control port of a Xen guest, -1 when this is none. */
 int xen_control(void);
 /* Waits until the host says `poweroff`. */
