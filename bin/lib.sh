@@ -9,6 +9,8 @@ VENV=$CHECKOUT/.venv
 PYTHON=$VENV/bin/python
 #: where bin/prepare-guest puts the guest kernel and its initrd
 GUEST_DIR=/var/lib/runphi/guest
+#: where it puts those of Linux cells
+CELL_DIR=/var/lib/runphi/jailhouse
 STEP_START=$SECONDS
 STEP_NAME=
 
@@ -21,7 +23,7 @@ RUN_PACKAGES=(
 
 #: what the tests need beside that
 # shellcheck disable=SC2034 # bin/test uses it
-TEST_PACKAGES=(socat)
+TEST_PACKAGES=(socat device-tree-compiler libc6-dev-arm64-cross)
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {
@@ -119,5 +121,14 @@ need_guest() {
         need_root
         step "preparing the guest kernel in $GUEST_DIR (once)"
         "$CHECKOUT/bin/prepare-guest" || die "cannot prepare the guest kernel" "run $CHECKOUT/bin/prepare-guest to see why"
+    fi
+}
+
+# need_cells: the same for Linux cells, which are arm64 whatever this machine is
+need_cells() {
+    if [ ! -s "$CELL_DIR/Image" ] || [ ! -s "$CELL_DIR/initrd" ]; then
+        need_root
+        step "preparing the kernel of Linux cells in $CELL_DIR (once)"
+        "$CHECKOUT/bin/prepare-guest" --cells || die "cannot prepare it" "run $CHECKOUT/bin/prepare-guest --cells to see why"
     fi
 }
