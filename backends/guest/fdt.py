@@ -44,8 +44,8 @@ class Node:
         return next(iter(exact or [node for node in self.children if node.name.partition("@")[0] == name]), None)
 
     def make(self, name: str, **props: bytes) -> Node:
-        """Append a child; an underscore in a keyword stands for a hyphen."""
-        node = Node(name, {key.replace("_", "-"): value for key, value in props.items()})
+        """Append a child."""
+        node = Node(name, props)
         self.children.append(node)
         return node
 

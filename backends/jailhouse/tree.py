@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runphi_async.partition.board import Board, Uart
 
 #: name of a made tree among the plan's files
-FILE: Final = "board.dtb"
+FILE: Final = "made.dtb"
 #: bytes that a made tree has at most, before anything is written into it
 MADE_MAX: Final = boards.PAGE
 #: "compatible" of the interrupt controllers, and the flags with which their timers interrupt
