@@ -78,6 +78,7 @@ class CellDriver:
         self._stopping: asyncio.Task[None] | None = None
         self._mark = linuxfiles.read_mark(directory) if plan is None else ""
         self._said = self._read_said() if plan is None else None
+        self._listening = False
         self._patience: asyncio.TimerHandle | None = None
         machine.cells[self._owner] = memory.cell
 
@@ -159,7 +160,10 @@ class CellDriver:
     def console(self) -> base.Source | None:
         """Return what the board connects with the cell's console; None: there is none."""
         source = self._console()
-        return marks.marked(source, self._mark, self._on_said) if source is not None and self._mark else source
+        if source is None or not self._mark:
+            return source
+        self._listening = True
+        return marks.marked(source, self._mark, self._on_said)
 
     def _console(self) -> base.Source | None:
         choice = self._cell.console
@@ -205,7 +209,7 @@ class CellDriver:
 
     def _hopes(self, cause: Cause) -> bool:
         """Whether init has said more than this, and it is on its way through the console."""
-        return cause in (Cause.DONE, Cause.FAILED) and bool(self._mark) and self._said is None
+        return cause in (Cause.DONE, Cause.FAILED) and self._listening and self._said is None
 
     def _on_said(self, said: Said) -> None:
         """Note how the guest's process ended, and have its cell stopped; init waits for that."""
