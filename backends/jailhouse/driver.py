@@ -25,7 +25,7 @@ from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
 from backends.jailhouse.images import images, refuse_unsupported
 from backends.jailhouse.machine import owner_of
-from backends.jailhouse.marks import Said
+from backends.jailhouse.marks import Marked, Said
 from backends.jailhouse.plan import CellPlan, Source
 from consoles.sources.link import Backoff
 from runphi_async.errors import BackendError, UnsupportedError
@@ -78,7 +78,7 @@ class CellDriver:
         self._stopping: asyncio.Task[None] | None = None
         self._mark = linuxfiles.read_mark(directory) if plan is None else ""
         self._said = self._read_said() if plan is None else None
-        self._listening = False
+        self._words: Marked | None = None
         self._patience: asyncio.TimerHandle | None = None
         machine.cells[self._owner] = memory.cell
 
@@ -162,8 +162,9 @@ class CellDriver:
         source = self._console()
         if source is None or not self._mark:
             return source
-        self._listening = True
-        return marks.marked(source, self._mark, self._on_said)
+        begun = self._phase in (Phase.STARTING, Phase.STARTED)
+        self._words = marks.marked(source, self._mark, self._on_said, begun=begun)
+        return self._words
 
     def _console(self) -> base.Source | None:
         choice = self._cell.console
@@ -209,7 +210,7 @@ class CellDriver:
 
     def _hopes(self, cause: Cause) -> bool:
         """Whether init has said more than this, and it is on its way through the console."""
-        return cause in (Cause.DONE, Cause.FAILED) and self._listening and self._said is None
+        return cause in (Cause.DONE, Cause.FAILED) and self._words is not None and self._said is None
 
     def _on_said(self, said: Said) -> None:
         """Note how the guest's process ended, and have its cell stopped; init waits for that."""
@@ -287,12 +288,17 @@ class CellDriver:
         """Load the images again and start the cell from its beginning; one that runs already is left alone."""
         if self._phase is Phase.STARTED:
             return
+        if self._words is not None:
+            self._words.again()
         await self._load()
         await self.start()
 
     async def deliver(self, signal: int) -> bool:
-        """Return False: a cell knows no signals."""
-        return False
+        """Have init pass a signal on; False: there is no init of ours, or it cannot be told."""
+        if self._words is None or not self._cell.console.input:
+            return False
+        self._words.word(f"signal {signal}")
+        return True
 
     async def stop(self) -> bool:
         """Return False: the hypervisor's request comes with every stop, and a guest that refuses is asked again."""
@@ -323,14 +329,18 @@ class CellDriver:
                 self._end(Cause.KILLED)
 
     def resize(self, rows: int, cols: int) -> None:
-        """A cell has no terminal that could have a size."""
+        """Tell init how large the terminal is."""
+        if self._words is not None and self._cell.console.input:
+            self._words.word(f"winsize {rows} {cols}")
 
     async def send_break(self) -> bool:
         """Return False: where the console is a serial line, its source sends the break."""
         return False
 
     def end_of_input(self, total: int) -> None:
-        """A cell cannot be told."""
+        """Tell init, behind the last byte."""
+        if self._words is not None and self._cell.console.input:
+            self._words.end_of_input(total)
 
     # Section: its end
 

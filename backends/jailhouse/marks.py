@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of a Linux cell's init, taken out of its console: how its process ended.
+"""Words between a Linux cell's init and us on the cell's console, taken out of it and put into it.
 
-A cell has one stream to the root system, so ``backends/guest/init/cell.c`` puts them there, between ``ESC _`` and
-``ESC \\``, with a mark that is random for each container. They are never shown, and a process cannot make them up.
+A cell has one stream each way, so ``backends/guest/init/cell.c`` puts its words there, between ``ESC _`` and
+``ESC \\``, with a mark that is random for each container: that the process runs, why it cannot, how it ended. They are
+never shown, and a process cannot make them up. Signals, the terminal's size and the end of the input go the other way.
 
-What may be the beginning of one waits for the byte behind it: a lone ESC is shown when the guest prints on.
+What may be the beginning of a word waits for the byte behind it: a lone ESC is shown when the guest prints on.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ class Said(NamedTuple):
 class Filter:
     """Takes init's words out of a stream.
 
-    :ivar said: what was found.
+    :ivar ready: the process has its input.
+    :ivar said: how it ended.
     """
 
     def __init__(self, mark: str) -> None:
         self._begin = f"\x1b_runphi:{mark}:".encode()
         self._held = b""
         self._error = ""
+        self.ready = False
         self.said: Said | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -88,6 +91,7 @@ class Filter:
 
     def _word(self, word: bytes) -> Said | None:
         key, _, value = word.decode("utf-8", "replace").partition("=")
+        self.ready = True
         if key == "error":
             self._error = "".join(c if c.isprintable() else "?" for c in value)
         elif key == "exit" and value.isdecimal():
@@ -98,19 +102,33 @@ class Filter:
 class Marked:
     """A source without init's words.
 
+    :param begun: the guest runs already: an earlier supervisor may have heard that it is ready.
     :param ended: called once, with what init said, behind the last byte.
     """
 
-    def __init__(self, source: Source, mark: str, ended: Callable[[Said], None]) -> None:
+    def __init__(self, source: Source, mark: str, ended: Callable[[Said], None], *, begun: bool = False) -> None:
         self._source = source
+        self._mark = mark
         self._filter = Filter(mark)
+        self._filter.ready = begun
         self._ended = ended
         self._listener: Listener | None = None
+        self._words = b""
+        self._written = 0
+        self._eof_at: int | None = None
+        self._wakers: list[Callable[[], None]] = []
 
     async def open(self, listener: Listener) -> None:
         """Open what it stands for."""
         self._listener = listener
         await self._source.open(self)
+
+    def again(self) -> None:
+        """The guest begins anew: its next first byte says that it listens."""
+        self._filter = Filter(self._mark)
+        self._words = b""
+
+    # Section: what the guest says
 
     def received(self, data: bytes) -> None:
         """Pass on what is the process's."""
@@ -118,9 +136,12 @@ class Marked:
         before = self._filter.said
         shown = self._filter.feed(data)
         if shown:
+            self._filter.ready = True  # it prints: if init's word was lost, it is behind it all the same
             self._listener.received(shown)
         if before is None and self._filter.said is not None:
             self._ended(self._filter.said)
+        if self._filter.ready:
+            self._flush()
 
     def gone(self, reason: str) -> None:
         """Pass it on."""
@@ -140,13 +161,54 @@ class Marked:
         """Resume it."""
         self._source.resume()
 
+    # Section: what it is told
+
+    def word(self, text: str) -> None:
+        """Tell init something, behind what was typed so far."""
+        self._words += f"\x1b_runphi:{self._mark}:{text}\x1b\\".encode()
+        self._flush()
+
+    def end_of_input(self, total: int) -> None:
+        """Tell init that nothing is typed behind so many bytes."""
+        self._eof_at = total
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        if self._eof_at is not None and self._written >= self._eof_at:
+            self._eof_at = None
+            self.word("eof")
+
     def write(self, data: bytes) -> int:
-        """Send."""
-        return self._source.write(data)
+        """Send, when somebody listens: before that a UART would lose it."""
+        self._send_words()
+        if self._words or not self._filter.ready:
+            return 0
+        written = self._source.write(data)
+        self._written += written
+        self._look_for_end()
+        return written
 
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call when there is room."""
-        self._source.when_writable(wake)
+        self._wakers.append(wake)
+        if self._filter.ready:
+            self._source.when_writable(self._flush)
+
+    def _send_words(self) -> None:
+        if self._words and self._filter.ready:
+            self._words = self._words[self._source.write(self._words) :]
+
+    def _flush(self) -> None:
+        """Send the words that wait, then let whoever types go on."""
+        self._send_words()
+        if not self._filter.ready:
+            return
+        if self._words:
+            self._source.when_writable(self._flush)
+            return
+        wakers, self._wakers = self._wakers, []
+        for wake in wakers:
+            wake()
 
     async def close(self) -> None:
         """Close it."""
@@ -162,6 +224,6 @@ class MarkedLine(Marked):
         await self._source.send_break(seconds)
 
 
-def marked(source: Source, mark: str, ended: Callable[[Said], None]) -> Marked:
+def marked(source: Source, mark: str, ended: Callable[[Said], None], *, begun: bool = False) -> Marked:
     """Return a source without init's words."""
-    return MarkedLine(source, mark, ended) if isinstance(source, Breaks) else Marked(source, mark, ended)
+    return (MarkedLine if isinstance(source, Breaks) else Marked)(source, mark, ended, begun=begun)

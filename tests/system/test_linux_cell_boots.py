@@ -49,13 +49,21 @@ MACHINE: Final = (
     "-M", "virt,gic-version=3,virtualization=on,its=off", "-cpu", "cortex-a57", "-smp", "4", "-m", "2G",
 )  # fmt: skip
 PROGRAM: Final = r"""
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <unistd.h>
+static void ended(int number)
+{
+	exit(number == SIGUSR1 ? 7 : 1);
+}
 int main(int argc, char **argv)
 {
+	struct winsize size;
 	struct utsname name;
 	char line[80];
 	uname(&name);
@@ -65,8 +73,12 @@ int main(int argc, char **argv)
 	if (!fgets(line, sizeof(line), stdin))
 		return 1;
 	line[strcspn(line, "\n")] = 0;
-	printf("read '%s'\n", line);
-	return 7;
+	ioctl(0, TIOCGWINSZ, &size);
+	signal(SIGUSR1, ended);
+	printf("read '%s' on %d rows\n", line, size.ws_row);
+	fflush(stdout);
+	for (;;)
+		pause();
 }
 """
 
@@ -197,10 +209,13 @@ async def test_a_real_kernel_starts_from_what_was_loaded(tmp_path: Path) -> None
         await machine.until(b"'two words'\r\n", words)
         # nothing but the process prints there, although the kernel has its console on the same port
         assert machine.shown == (b"on Linux aarch64 with 2 CPUs, in /work\r\n3 arguments, the last is 'two words'\r\n")
-        machine.type(b"a line\r")
+        word = f"\x1b_runphi:{mark}:%s\x1b\\"
+        machine.type(b"a\x1b" + (word % "winsize 31 99").encode() + b" line\r")
+        await machine.until(b"on 31 rows\r\n", words)
+        assert machine.shown.endswith(b"a^[ line\r\nread 'a\x1b line' on 31 rows\r\n")
+        machine.type((word % "signal 10").encode())
         await machine.until(b"never printed", words)
         assert words.said == Said(7)
-        assert machine.shown.endswith(b"a line\r\nread 'a line'\r\n")
         async with asyncio.timeout(PATIENCE):
             while await machine.word(0x8000_0008) == 0:
                 await asyncio.sleep(0.1)

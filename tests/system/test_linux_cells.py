@@ -140,6 +140,19 @@ def test_a_flood_comes_whole_and_before_the_end(place: LinuxPlace) -> None:
     assert cell.wait() == 5
 
 
+def test_the_end_of_the_input_and_signals_arrive(place: LinuxPlace) -> None:
+    cell = place.started("eof", "trap 'echo usr1' USR1; cat; echo over; while :; do sleep 1; done")
+    cell.type(b"one\ntwo")
+    os.close(cell.stdin)
+    cell.stdin = -1
+    cell.expect(b"one\ntwoover\n")
+    kill(cell, "USR1")
+    cell.expect(b"usr1\n")
+    kill(cell, "TERM")
+    assert cell.wait() == 143
+    assert cell.state()["annotations"]["org.runphi.exit-reason"] == "exited with 143"
+
+
 def test_pause_and_resume_load_everything_again(place: LinuxPlace) -> None:
     cell = place.started("again", "touch /been 2>/dev/null; echo begun; read line; echo $line; exit 4")
     cell.expect(b"begun\n")

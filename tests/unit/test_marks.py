@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.jailhouse import ending, marks
 from backends.jailhouse.marks import Filter, Marked, MarkedLine, Said
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MARK = "0123456789abcdef"
 
@@ -87,9 +92,11 @@ def test_half_a_line_is_nothing(line: str) -> None:
 class Far:
     """A source, and who listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 1000) -> None:
         self.calls: list[object] = []
         self.told: list[object] = []
+        self.room = room
+        self.wakers: list[Callable[[], None]] = []
 
     async def open(self, listener: object) -> None:
         self.listener = listener
@@ -101,11 +108,18 @@ class Far:
         self.calls.append("resume")
 
     def write(self, data: bytes) -> int:
-        self.calls.append(data)
-        return 1
+        part = data[: self.room]
+        self.room -= len(part)
+        self.calls.append(part)
+        return len(part)
 
-    def when_writable(self, wake: object) -> None:
-        self.calls.append(wake)
+    def when_writable(self, wake: Callable[[], None]) -> None:
+        self.wakers.append(wake)
+
+    def wake(self) -> None:
+        wakers, self.wakers = self.wakers, []
+        for wake in wakers:
+            wake()
 
     async def close(self) -> None:
         self.calls.append("close")
@@ -142,8 +156,53 @@ async def test_everything_else_passes_through() -> None:
     assert (far.told, said) == ([b"one", "why", "back"], [Said(9)])
     source.pause()
     source.resume()
-    assert source.write(b"in") == 1
-    source.when_writable(said.clear)
     await source.send_break(0.25)
     await source.close()
-    assert far.calls == ["pause", "resume", b"in", said.clear, 0.25, "close"]
+    assert far.calls == ["pause", "resume", 0.25, "close"]
+
+
+def asked(far: Far) -> bytes:
+    return b"".join(data for data in far.calls if isinstance(data, bytes))
+
+
+async def test_nothing_is_typed_before_somebody_listens() -> None:
+    far = Far()
+    source = Marked(far, MARK, lambda said: None)
+    await source.open(far)
+    wakes: list[str] = []
+    assert source.write(b"early") == 0
+    source.when_writable(lambda: wakes.append("now"))
+    source.word("winsize 24 80")
+    source.end_of_input(5)
+    assert (far.calls, wakes) == ([], [])
+    source.received(word("ready", "")[:-3] + b"\x1b\\")
+    assert (asked(far), wakes) == (f"\x1b_runphi:{MARK}:winsize 24 80\x1b\\".encode(), ["now"])
+    far.calls.clear()
+    assert source.write(b"early") == 5
+    assert asked(far) == b"early" + f"\x1b_runphi:{MARK}:eof\x1b\\".encode()
+    assert far.told == []
+
+
+async def test_a_word_is_never_torn_by_what_is_typed() -> None:
+    far = Far(room=7)
+    source = Marked(far, MARK, lambda said: None, begun=True)
+    await source.open(far)
+    source.word("signal 15")
+    assert source.write(b"typed") == 0
+    for _ in range(9):
+        far.room = 7
+        far.wake()
+    assert source.write(b"typed") == 5
+    assert asked(far) == f"\x1b_runphi:{MARK}:signal 15\x1b\\".encode() + b"typed"
+
+
+async def test_a_guest_that_begins_anew_is_waited_for() -> None:
+    far = Far()
+    source = Marked(far, MARK, lambda said: None, begun=True)
+    await source.open(far)
+    assert source.write(b"a") == 1
+    source.word("x")
+    source.again()
+    assert source.write(b"b") == 0
+    source.received(b"it prints")
+    assert source.write(b"c") == 1

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A Jailhouse cell has one stream of bytes to the root system and no control port. What init has to say of the end
- * stands in that stream, as strings that a terminal would swallow (ECMA-48: ESC _ ... ESC \):
- *   runphi:MARK:error=TEXT   the process cannot be run; an exit follows
- *   runphi:MARK:exit=N       the last word; nothing comes behind it
+ * A Jailhouse cell has one stream of bytes each way and no control port. Words between init and the host stand in these
+ * streams, as strings that a terminal would swallow (ECMA-48: ESC _ runphi:MARK:WORD ESC \). To the host:
+ *   ready        the process runs: from now on nothing that is typed is lost
+ *   error=TEXT   it cannot be run; an exit follows
+ *   exit=N       the last word; nothing comes behind it
+ * From the host, in relay.c: `winsize`, `signal` and `eof` as on a control port.
  * MARK is random for each container and known to init alone, so what a process prints cannot end its container.
  *
- * The communication region says the same in one bit, for whoever lost the stream: shut down = 0, failed = any other code.
+ * The communication region says the end in one bit, for whoever lost the stream: shut down = 0, failed = any other code.
  */
 #define _GNU_SOURCE
 #include "init.h"
@@ -147,10 +149,10 @@ int cell_console(const struct conf *conf)
 	return strcmp(conf->console, "kmsg") == 0 ? open_kernel_log() : open_terminal(conf->console);
 }
 
-static void say(const struct conf *conf, int console, const char *key, const char *value)
+void cell_say(const struct conf *conf, int console, const char *word)
 {
 	char text[512];
-	int size = snprintf(text, sizeof(text), "\033_runphi:%s:%s=%.300s\033\\", conf->mark, key, value);
+	int size = snprintf(text, sizeof(text), "\033_runphi:%s:%.300s\033\\", conf->mark ? conf->mark : "", word);
 
 	for (int sent = 0; console >= 0 && conf->mark && sent < size;) {
 		struct pollfd room = { .fd = console, .events = POLLOUT };
@@ -163,17 +165,12 @@ static void say(const struct conf *conf, int console, const char *key, const cha
 	}
 }
 
-void cell_error(const struct conf *conf, int console, const char *text)
-{
-	say(conf, console, "error", text);
-}
-
 _Noreturn void cell_end(const struct conf *conf, int console, int code)
 {
-	char number[16];
+	char word[16];
 
-	snprintf(number, sizeof(number), "%d", code);
-	say(conf, console, "exit", number);
+	snprintf(word, sizeof(word), "exit=%d", code);
+	cell_say(conf, console, word);
 	sync();
 	if (kernel_log >= 0) {
 		shutdown(console, SHUT_WR);

@@ -33,7 +33,7 @@
 /* A device shows up some milliseconds after its driver is loaded; software emulation may need far more. */
 #define DEVICE_WAIT_MS 10000
 
-static struct ports ports = { -1, -1 };
+static struct ports ports = { -1, -1, NULL };
 static struct conf conf;
 
 static _Noreturn void power_off(void)
@@ -51,8 +51,8 @@ static _Noreturn void fail(const char *what)
 
 	fprintf(stderr, "init: cannot %s: %s\n", what, strerror(errno)); /* the kernel's console */
 	if (conf.console) {
-		snprintf(text, sizeof(text), "cannot %s: %s", what, strerror(errno));
-		cell_error(&conf, ports.console, text);
+		snprintf(text, sizeof(text), "error=cannot %s: %s", what, strerror(errno));
+		cell_say(&conf, ports.console, text);
 		cell_end(&conf, ports.console, EXIT_CANNOT_RUN);
 	}
 	control_send(ports.control, "error cannot %s: %s", what, strerror(errno));
@@ -272,9 +272,14 @@ int main(void)
 	code = process_start(&conf, &process, error, sizeof(error));
 	if (code == 0) {
 		control_send(ports.control, "ready");
+		cell_say(&conf, ports.console, "ready");
+		ports.mark = conf.mark;
 		code = relay(&ports, &process, conf.tty);
 	} else if (conf.console) {
-		cell_error(&conf, ports.console, error);
+		char word[sizeof(error) + 8];
+
+		snprintf(word, sizeof(word), "error=%s", error);
+		cell_say(&conf, ports.console, word);
 	} else {
 		control_send(ports.control, "error %s", error);
 	}

@@ -15,7 +15,7 @@
  *   eof [BYTES]          its input ends, after so many bytes on the console port (without a terminal only)
  *   poweroff             the end; a process that still runs is killed
  *
- * A Jailhouse cell has a console and no control port; what it has to say of its end stands on the console, see cell.c.
+ * A Jailhouse cell has a console and no control port: the same words stand on the console, see cell.c.
  */
 #ifndef INIT_H
 #define INIT_H
@@ -68,6 +68,7 @@ struct process {
 struct ports {
 	int console;
 	int control;
+	const char *mark; /* what marks words on the console of a cell; NULL = there are none */
 };
 
 void conf_read(struct conf *conf, const char *path);
@@ -81,8 +82,8 @@ int relay(const struct ports *ports, struct process *process, bool tty);
 void control_send(int control, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Opens the console of a Jailhouse cell; -1 = it is not there yet. */
 int cell_console(const struct conf *conf);
-/* Says why the process cannot be run. */
-void cell_error(const struct conf *conf, int console, const char *text);
+/* Says something on its console. */
+void cell_say(const struct conf *conf, int console, const char *word);
 /* Says how the process ended, on the console and in the communication region, and waits to be stopped. */
 _Noreturn void cell_end(const struct conf *conf, int console, int code);
 /* Returns the control port of a Xen guest, -1 when this is none. */

@@ -41,6 +41,7 @@ _MAGIC_AT: Final = 56
 _MAGIC: Final = b"ARM\x64"
 _ALIGN: Final = 2 << 20
 _CPIO: Final = b"070701"
+_END: Final = b"\x1b\\"
 #: what a terminal of the guest is called, by what its port's node says
 _TERMINALS: Final = {"arm,pl011": "ttyAMA0", "xlnx,xuartps": "ttyPS0", "ns16550a": "ttyS0"}
 _NODES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
@@ -202,14 +203,16 @@ async def _init(guest: Guest, conf: Conf, files: Files, tree: Node, bootargs: st
         code, error = await _process(guest, conf, root, write)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    mark = conf.text("mark")
-    words = [f"error={error}"] if error else []
-    for word in (*words, f"exit={code}"):
-        await write(f"\x1b_runphi:{mark}:{word}\x1b\\".encode())
+    for word in ([f"error={error}"] if error else []) + [f"exit={code}"]:
+        await write(_word(conf, word))
     if conf.text("console") == "kmsg":
         await write(b"\n")
     if guest.cell.has_state(conf.number("comm")):
         guest.cell.set_state(2 if code == 0 else 3)
+
+
+def _word(conf: Conf, text: str) -> bytes:
+    return f"\x1b_runphi:{conf.text('mark')}:{text}\x1b\\".encode()
 
 
 def _console(guest: Guest, conf: Conf, tree: Node, bootargs: str) -> Write:
@@ -279,19 +282,34 @@ async def _process(guest: Guest, conf: Conf, root: Path, write: Write) -> tuple[
         return CANNOT_RUN, f"cannot run {name}: {exc}"
     ends.close_far()
     guest.cell.settled.set()
-    feeder = asyncio.create_task(_feed(guest, ends.input))
+    await write(_word(conf, "ready"))
+    helpers = [
+        asyncio.create_task(_Listener(conf, ends, process.pid).run(guest)),
+        asyncio.create_task(_reap(process)),
+    ]
     try:
         while data := await _read(ends.output):
             await write(data)
         status = await process.wait()
     finally:
-        feeder.cancel()
-        await asyncio.wait([feeder])
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.wait(helpers)
+        _kill(process)
         await process.wait()
         ends.close()
     return status if status >= 0 else 128 - status, ""
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """It is the container: what it left behind ends with it."""
+    await process.wait()
+    _kill(process)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(conf: Conf) -> dict[str, str]:
@@ -305,6 +323,9 @@ def _entering(conf: Conf, root: Path, tty: bool) -> Callable[[], None]:
     cwd, uid, gid = conf.text("cwd", "/"), conf.number("uid"), conf.number("gid")
 
     def enter() -> None:
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         if tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -333,6 +354,11 @@ class _Ends:
         for fd in {self.stdin, self.stdout} - {-1}:
             os.close(fd)
         self.stdin = self.stdout = -1
+
+    def close_input(self) -> None:
+        if self.input not in (-1, self.output):
+            os.close(self.input)
+        self.input = -1
 
     def close(self) -> None:
         self.close_far()
@@ -374,14 +400,47 @@ async def _read(fd: int) -> bytes:
             return b""
 
 
-async def _feed(guest: Guest, fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        data = await guest.cell.input.get()
-        while data:
+class _Listener:
+    """What init does with its input: words are for init, all else is for the process."""
+
+    def __init__(self, conf: Conf, ends: _Ends, pid: int) -> None:
+        self._begin = _word(conf, "").removesuffix(_END)
+        self._ends = ends
+        self._pid = pid
+
+    async def run(self, guest: Guest) -> None:
+        """Listen until the process has ended."""
+        data = b""
+        while True:
+            plain, found, rest = data.partition(self._begin)
+            if not found:  # what may be the beginning of a word waits for the rest of it
+                keep = next((n for n in range(len(self._begin), 0, -1) if self._begin.startswith(data[-n:])), 0)
+                keep = min(keep, len(data))
+                plain, data = data[: len(data) - keep], data[len(data) - keep :]
+            elif _END not in rest:
+                data = found + rest
+            await self._write(plain)
+            if found and _END in rest:
+                word, _, data = rest.partition(_END)
+                self._obey(word.decode().split())
+            else:
+                data += await guest.cell.input.get()
+
+    def _obey(self, words: list[str]) -> None:
+        match words:
+            case ["signal", number]:
+                os.kill(self._pid, int(number))
+            case ["winsize", rows, cols] if self._ends.tty:
+                fcntl.ioctl(self._ends.output, termios.TIOCSWINSZ, struct.pack("4H", int(rows), int(cols), 0, 0))
+            case ["eof"] if not self._ends.tty:
+                self._ends.close_input()
+
+    async def _write(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        while data and self._ends.input >= 0:
             try:
-                data = data[os.write(fd, data) :]
+                data = data[os.write(self._ends.input, data) :]
             except BlockingIOError:
-                await _ready(fd, loop.add_writer, loop.remove_writer)
+                await _ready(self._ends.input, loop.add_writer, loop.remove_writer)
             except OSError:  # it does not read any more
-                data = b""
+                return
