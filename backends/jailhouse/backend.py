@@ -22,7 +22,7 @@ from runphi_async.partition import claims, ranges
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.sysfs import View
-    from runphi_async.config import Config
+    from runphi_async.config import Config, Jailhouse
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 _decoder = msgspec.json.Decoder(Memory)
@@ -62,7 +62,7 @@ class JailhouseBackend(JailhousePlanner):
         except RunphiError as exc:
             missing = [] if any(map(os.path.exists, FIRMWARE)) else [_NO_FIRMWARE]
             return [Finding(Level.WARNING, self.name, exc.msg, exc.hint or ""), *missing]
-        found = [Finding(Level.OK, self.name, able.summary)]
+        found = [Finding(Level.OK, self.name, able.summary), *_linux(self._config)]
         held = await anyio.to_thread.run_sync(self.ledger.held)
         found += [
             Finding(
@@ -116,6 +116,21 @@ class JailhouseBackend(JailhousePlanner):
 _NO_FIRMWARE: Final = Finding(
     Level.WARNING, "jailhouse", "no hypervisor image below /lib/firmware", "install jailhouse.bin there"
 )
+
+
+def _linux(config: Jailhouse) -> list[Finding]:
+    """Say what Linux cells lack; a board of bare-metal cells needs none of it."""
+    prepare = "run bin/prepare-guest --cells, or set jailhouse."
+    files = (
+        (config.loader, "Jailhouse's linux-loader.bin", "install Jailhouse's tools, or set jailhouse.loader"),
+        (config.kernel, "the kernel", prepare + "kernel"),
+        (config.initrd, "the RAM disk with our init", prepare + "initrd"),
+    )
+    return [
+        Finding(Level.NOTE, "jailhouse", f"no Linux cells: {what} is missing at {path}", hint)
+        for path, what, hint in files
+        if not os.path.exists(path)
+    ]
 
 
 def _same_board(root_cell: str, view: View) -> None:

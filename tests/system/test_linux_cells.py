@@ -230,6 +230,7 @@ def test_what_is_refused_before_anything_is_made(place: LinuxPlace) -> None:
     cell = place.linux("refused", "exit 0")
     assert cell.created != 0
     assert "RAM disk with our init is missing" in cell.error
+    assert "no Linux cells: the RAM disk with our init is missing at " in place.call("doctor").stdout
     assert list(place.board.cells()) == []
     bad = place.bundle(
         "tree",
