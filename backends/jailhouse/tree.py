@@ -131,6 +131,7 @@ def patched(data: bytes, cell: CellPlan, ramdisk: tuple[int, int] | None) -> byt
     own = [part for part in root.children if _is_own(part, cell.regions, address)]
     root.children = own
     _set_cpus(root, cell.cpus)
+    _set_interrupts(root, cell)
     ram = [region for region in cell.regions if _is_ram(region)]
     memory = Node(f"memory@{ram[0].virt:x}", {"device_type": texts("memory")})
     memory.props["reg"] = b"".join(wide(part.virt, address) + wide(part.size, size) for part in ram)
@@ -183,3 +184,17 @@ def _set_cpus(root: Node, cpus: Sequence[int]) -> None:
         like = by_number.get(cpu) or Node("", {key: value for key, value in known[0].props.items() if key != "phandle"})
         made.append(Node(f"cpu@{cpu:x}", {**like.props, "reg": wide(cpu, count)}, list(like.children)))
     node.children = [*made, *others]
+
+
+def _set_interrupts(root: Node, cell: CellPlan) -> None:
+    """Give the virtual PCI host the cell's interrupts: another cell of the same image has others."""
+    for node in root.children:
+        data = node.props.get("interrupt-map", b"")
+        entry = len(data) // boards.PINS_PER_CELL
+        if not cell.devices or "pci-host-ecam-generic" not in node.texts("compatible") or entry < 32:
+            continue
+        made = b""
+        for pin in range(boards.PINS_PER_CELL):
+            old = data[pin * entry : (pin + 1) * entry]  # at its end: kind, number, flags
+            made += old[:-8] + cells(cell.vpci_irq_base + pin) + old[-4:]
+        node.props["interrupt-map"] = made

@@ -16,7 +16,7 @@ import struct
 import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -70,6 +70,8 @@ int main(int argc, char **argv)
 	printf("on %s %s with %d CPUs, in %s\n", name.sysname, name.machine, get_nprocs(), getcwd(line, sizeof(line)));
 	printf("%d arguments, the last is '%s'\n", argc, argv[argc - 1]);
 	fflush(stdout);
+	if (argc == 1)
+		return 0;
 	if (!fgets(line, sizeof(line), stdin))
 		return 1;
 	line[strcspn(line, "\n")] = 0;
@@ -83,9 +85,12 @@ int main(int argc, char **argv)
 """
 
 
-def cell_on_its_own_port(folder: Path) -> str:
-    """Write a board file whose only serial port the cell has alone."""
+def board_file(folder: Path, *, alone: bool) -> str:
+    """Write a board file; ``alone``: the cell has its only serial port for itself."""
     text = Path(boards.path_of("qemu-arm64")).read_text()
+    if not alone:
+        (folder / "board.toml").write_text(text)
+        return str(folder / "board.toml")
     text = text.replace("shared = true\n", "", 1)
     text = text.replace('dma = true\nconsole = "virtual"', 'dma = true\nconsole = "uart0"')
     path = folder / "board.toml"
@@ -102,19 +107,19 @@ def rootfs(folder: Path) -> Path:
     return made
 
 
-async def planned(folder: Path, *args: str, dtb: str | None = None) -> JailhousePlan:
+async def planned(folder: Path, *args: str, alone: bool = True, **more: Any) -> JailhousePlan:
     """Plan a cell and make its files, as a driver does."""
     loader = folder / "linux-loader.bin"
     loader.write_bytes(bytes(64))  # it is part of a Jailhouse installation; what it does, `starter` does here
-    config = Config(jailhouse=Jailhouse(board=cell_on_its_own_port(folder), loader=str(loader)))
+    config = Config(jailhouse=Jailhouse(board=board_file(folder, alone=alone), loader=str(loader)))
     planner = JailhousePlanner(config, str(folder), str(folder / "nosysfs"))
     spec = GuestSpec(
         id="boots",
         kind=GuestKind.LINUX,
         rootfs=str(rootfs(folder)),
-        dtb=dtb,
         cpu_quota=200_000,
-        process=ProcessSpec(args, cwd="/work", terminal=True, rows=24, cols=80),
+        process=ProcessSpec(args, cwd="/work", terminal=alone, rows=24, cols=80),
+        **more,
     )
     plan = await planner.plan(spec)
     for name, data in plan.files.items():
@@ -222,12 +227,34 @@ async def test_a_real_kernel_starts_from_what_was_loaded(tmp_path: Path) -> None
         assert await machine.word(0x8000_0008) == 3  # failed, as the code is not 0
 
 
-async def test_a_tree_of_the_image_is_fitted_and_a_process_that_cannot_run_is_told_of(tmp_path: Path) -> None:
-    whole = tmp_path / "virt.dtb"  # with all of the machine's devices, most of which the cell does not have
+def machines_tree(folder: Path) -> str:
+    """Return a device tree with all of the machine's devices, most of which the cell does not have."""
+    whole = folder / "virt.dtb"
     dump = [*MACHINE[:1], f"{MACHINE[1]},dumpdtb={whole}", *MACHINE[2:], "-display", "none"]
     subprocess.run(["qemu-system-aarch64", *dump], check=True, capture_output=True)
-    plan = await planned(tmp_path, "/bin/absent", dtb=str(whole))
+    return str(whole)
+
+
+async def test_a_tree_of_the_image_is_fitted_and_a_process_that_cannot_run_is_told_of(tmp_path: Path) -> None:
+    plan = await planned(tmp_path, "/bin/absent", dtb=machines_tree(tmp_path))
     words = Filter(await asyncio.to_thread(linuxfiles.write, plan, str(tmp_path)))
     async with started(plan, tmp_path) as machine:
         await machine.until(b"never printed", words)
         assert (machine.shown, words.said) == (b"", Said(127, "cannot run /bin/absent: No such file or directory"))
+
+
+async def test_without_a_terminal_the_kernels_log_takes_what_is_printed(tmp_path: Path) -> None:
+    # Debian's kernel has no driver for the hypervisor's console; its log is the same on any console
+    more = {"dtb": machines_tree(tmp_path), "cmdline": "console=ttyAMA0"}
+    plan = await planned(tmp_path, "/bin/program", alone=False, **more)
+    assert plan.cell.cmdline.startswith("console=jailhouse ")
+    words = Filter(await asyncio.to_thread(linuxfiles.write, plan, str(tmp_path)))
+    async with started(plan, tmp_path) as machine:
+        await machine.until(b"never printed", words)
+        lines = [line for line in machine.shown.splitlines() if line]
+        assert lines == [b"on Linux aarch64 with 2 CPUs, in /work", b"1 arguments, the last is '/bin/program'"]
+        assert words.said == Said(0)
+        async with asyncio.timeout(PATIENCE):
+            while await machine.word(0x8000_0008) == 0:
+                await asyncio.sleep(0.1)
+        assert await machine.word(0x8000_0008) == 2

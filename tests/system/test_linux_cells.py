@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backends.base import Evidence
 from backends.guest import fdt
-from backends.jailhouse import linuxfiles
+from backends.jailhouse import examples, linuxfiles
+from backends.jailhouse.backend import JailhouseBackend
+from backends.jailhouse.driver import SAID
+from runphi_async.partition.spec import GuestKind
 from runphi_async.testing.cellboard import CellBoard
 from tests.system.place import until
 from tests.system.test_jailhouse import CellPlace, kill
@@ -172,6 +176,23 @@ def test_a_supervisor_that_dies_loses_nothing(place: LinuxPlace) -> None:
     cell.expect(b"read on\n")
     assert cell.wait() == 9
     assert cell.state()["annotations"]["org.runphi.exit-reason"] == "exited with 9"
+
+
+def test_what_init_said_is_known_to_the_next_supervisor(board: CellBoard, tmp_path: Path) -> None:
+    plan = next(examples.plan(example) for example in examples.EXAMPLES if example.spec["kind"] is GuestKind.LINUX)
+    backend = JailhouseBackend(board.config(), str(tmp_path))
+    for said, verdict in (("7\n", (7, "exited with 7")), ("126 no\n", (126, "cannot run the process: no"))):
+        (tmp_path / SAID).write_text(said)
+        driver = backend.recall(backend.remember(plan), str(tmp_path))
+        assert driver.settle(Evidence(9, 0, True)) == verdict
+
+
+def test_a_cell_whose_last_word_was_lost_ends_as_its_state_says(place: LinuxPlace) -> None:
+    cell = place.started("lost", "echo begun; read line")
+    cell.expect(b"begun\n")
+    place.board.poke("lost", "--state", "3")
+    assert cell.wait() == 1
+    assert cell.state()["annotations"]["org.runphi.exit-reason"] == "the guest says that it has failed"
 
 
 def test_on_the_hypervisors_console(place: LinuxPlace) -> None:

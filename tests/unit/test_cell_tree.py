@@ -112,6 +112,25 @@ def test_a_tree_of_the_image_is_fitted_to_the_cell(count: int) -> None:
     assert found.reserved == [(ram.virt, 4096)]
 
 
+@pytest.mark.parametrize("address", [(), (0, 0)])
+def test_the_virtual_pci_host_gets_the_cells_interrupts(address: tuple[int, ...]) -> None:
+    plan, _ = made(NET)
+    root = stock()
+    host = root.make("pci@fc000000", compatible=texts("pci-host-ecam-generic"))
+    entries = [
+        (0, 0, 0, pin, 9, *address, 0, number, 1) for pin, number in zip(range(1, 5), range(64, 68), strict=True)
+    ]
+    host.props["interrupt-map"] = b"".join(cells(*entry) for entry in entries)
+    cell = msgspec.structs.replace(plan.cell, vpci_irq_base=112)
+    found = fdt.parse(tree.patched(fdt.encode(Tree(root)), cell, None)).root.child("pci")
+    assert found is not None
+    wanted = [(*entry[:-2], 112 + pin, 1) for pin, entry in enumerate(entries)]
+    assert found.props["interrupt-map"] == b"".join(cells(*entry) for entry in wanted)
+    alone = msgspec.structs.replace(cell, devices=())
+    left = fdt.parse(tree.patched(fdt.encode(Tree(root)), alone, None)).root.child("pci")
+    assert left == host
+
+
 @given(st.integers(0, 1 << 40), st.integers(1, 1 << 30))
 def test_a_ram_disk_is_told_exactly(start: int, size: int) -> None:
     plan, data = made(LINUX)

@@ -84,7 +84,8 @@ static void log_line(const char *text, size_t size)
 
 	memcpy(line, LEVEL, strlen(LEVEL));
 	memcpy(line + strlen(LEVEL), text, size);
-	if (write(kernel_log, line, strlen(LEVEL) + size) < 0)
+	line[strlen(LEVEL) + size] = '\n'; /* without it the kernel waits for more before it shows the line */
+	if (write(kernel_log, line, strlen(LEVEL) + size + 1) < 0)
 		return; /* an odd byte that the log refuses: nobody else can be told either */
 }
 
