@@ -16,12 +16,15 @@ import pytest
 
 from runphi_async.testing.containerd import CHECKOUT
 from tests.engine.harness import LINUX_GUEST, PLAIN_RUNC, PLAIN_RUNPHI, Engine, Runtime
+from tests.engine.pods import PodEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: size of the image that must not be copied into the guest's memory
 LARGE_MIB = 200
+#: archives that pods are made of
+POD_IMAGES = ("demo", "busybox", "pause")
 #: shims, supervisors' clients and virtual machines end a moment after ctr does
 SETTLE = 5.0
 
@@ -54,6 +57,7 @@ def images(place: Path) -> list[Path]:
         inmates,
         "--large",
         str(LARGE_MIB),
+        "--pause",
     ]
     subprocess.run([tools / "build-inmates", inmates], check=True, capture_output=True)
     subprocess.run(build, check=True, capture_output=True)
@@ -81,6 +85,11 @@ def containerd(place: Path, images: list[Path]) -> Iterator[Engine]:
 def engine(containerd: Engine) -> Iterator[Engine]:
     """The session's containerd for one test, which must not leave a process or a cgroup behind."""
     yield containerd
+    assert_clean(containerd)
+
+
+def assert_clean(containerd: Engine) -> None:
+    """Ends what the test left open; fails when anything outlives that."""
     containerd.sweep()
     deadline = time.monotonic() + SETTLE
     while (left := [*containerd.strays(), *map(str, containerd.cgroups())]) and time.monotonic() < deadline:
@@ -94,6 +103,30 @@ def engine(containerd: Engine) -> Iterator[Engine]:
             with contextlib.suppress(OSError):
                 group.rmdir()
     assert not left, "left over after the test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def pod_engine(place: Path, images: list[Path]) -> Iterator[PodEngine]:
+    """The session's containerd with its CRI plugin, in a network namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("containerd needs root")
+    config = place / "pods.toml"
+    config.write_text(f'[log]\ndir = "{place}/pod-log"\n')
+    engine = PodEngine(place / "ps", place / "p", {"RUNPHI_CONFIG": str(config)})
+    try:
+        engine.start()
+        engine.load([path for path in images if path.stem in POD_IMAGES])
+        yield engine
+    finally:
+        left = engine.stop()
+    assert not left, "left over after the session:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def pods(pod_engine: PodEngine) -> Iterator[PodEngine]:
+    """The session's containerd with CRI for one test, which must not leave a process or a cgroup behind."""
+    yield pod_engine
+    assert_clean(pod_engine)
 
 
 @pytest.fixture(params=[PLAIN_RUNC, LINUX_GUEST], ids=lambda runtime: str(runtime.name))
