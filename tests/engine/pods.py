@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from runphi_async.testing.containerd import RUNPHI, wait_until
+from runphi_async.testing.containerd import CHECKOUT, RUNPHI, wait_until
 from tests.engine.cri import Cri, CriError, Stream, stream
 from tests.engine.harness import ANSWER, Engine
 
@@ -74,14 +74,11 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         Root = "{runc}"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}]
-      runtime_type = "io.containerd.runc.v2"
-      pod_annotations = ["org.runphi.*", "org.runphi.*/*"]
-      container_annotations = ["org.runphi.*"]
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}.options]
-        BinaryName = "{runphi}"
-        Root = "{runc}"
 """
+#: the handler as people are told to write it, and the line of it that is another one here
+HANDLER_CONFIG: Final = CHECKOUT / "examples" / "kubernetes" / "containerd.toml"
+BINARY: Final = 'BinaryName = "/usr/sbin/runphi"'
+
 #: time, stream, whole line or part of one, text
 LOG_LINE: Final = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+(?:Z|[+-]\d\d:\d\d) (stdout|stderr) ([FP]) (.*)", re.DOTALL
@@ -269,7 +266,7 @@ class PodEngine(Engine):
             ],
         }
         (cni / "pods.conflist").write_text(json.dumps(network))
-        return CONFIG.format(
+        own = CONFIG.format(
             root=self.store / "root",
             state=self.run / "state",
             socket=self.socket,
@@ -278,9 +275,9 @@ class PodEngine(Engine):
             cni=cni,
             snapshotter=self.snapshotter,
             runc=self.run / "runc",
-            runphi=RUNPHI,
-            handler=HANDLER,
         )
+        ours = f'BinaryName = "{RUNPHI}"\n    Root = "{self.run}/runc"'
+        return own + HANDLER_CONFIG.read_text().replace(BINARY, ours)
 
     def _answers(self) -> bool:
         """Whether the CRI plugin answers too: it starts behind containerd itself."""
