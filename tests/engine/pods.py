@@ -7,6 +7,7 @@ routes and settings go with it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -14,6 +15,7 @@ import os
 import re
 import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,7 +26,6 @@ from tests.engine.harness import ANSWER, Engine
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 #: where CRI looks for images and containers
 NAMESPACE: Final = "k8s.io"
@@ -36,6 +37,8 @@ PAUSE: Final = f"{REGISTRY}runphi/pause:latest"
 HANDLER: Final = "runphi"
 INMATE: Final = {"org.runphi.inmate": "/boot/inmate.elf"}
 CNI_PLUGINS: Final = "/usr/lib/cni"
+#: what the network plugins' library makes on the machine, whatever it is told
+CNI_CACHE: Final = (Path("/var/lib/cni/results"), Path("/var/lib/cni"))
 #: addresses for documentation, which no machine has
 SUBNET: Final = "198.51.100.0/24"
 CLONE_NEWNET: Final = 0x40000000
@@ -238,6 +241,7 @@ class PodEngine(Engine):
         self.launcher = LAUNCHER
         self.cgroup_parent = f"rpcri{os.getpid()}"
         self.runc_root = run / "runc" / NAMESPACE
+        self._new = [path for path in CNI_CACHE if not path.exists()]
         self._cri: Cri | None = None
 
     @property
@@ -363,6 +367,9 @@ class PodEngine(Engine):
     def stop(self) -> list[str]:
         left = super().stop()
         self._drop()
+        for path in self._new:
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir()
         return left
 
     def _drop(self) -> None:

@@ -164,6 +164,16 @@ def test_shell_by_attach(pods: PodEngine, linux: dict[str, Any]) -> None:
         assert main.exited() == 12
 
 
+def test_stdin_that_ends_with_its_only_attach(pods: PodEngine, linux: dict[str, Any]) -> None:
+    pod = pods.pod(annotations=linux["annotations"])
+    main = run(pod, "/bin/cat", stdin=True, stdin_once=True)
+    with main.attach() as stream:
+        stream.send(b"typed\n")
+        stream.expect(b"typed\n")
+    assert main.exited() == 0
+    assert main.text() == "typed\n"
+
+
 # Section: network
 
 
