@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SHELL = ("/bin/sh", "-c")
 #: longer than the line that containerd's log holds in one piece
 LONG = 20_000
+#: memory that a guest touches at once
+FILL = 48 << 20
 
 
 @pytest.fixture(params=["runc", HANDLER])
@@ -172,6 +174,24 @@ def test_stdin_that_ends_with_its_only_attach(pods: PodEngine, linux: dict[str, 
         stream.expect(b"typed\n")
     assert main.exited() == 0
     assert main.text() == "typed\n"
+
+
+@pytest.mark.qemu
+def test_out_of_memory_is_told_as_such(pods: PodEngine) -> None:
+    pod = pods.pod(annotations={"org.runphi.linux": "1"})
+    script = f"echo ready; read x; dd if=/dev/zero of=/dev/null bs={FILL} count=1"
+    main = run(pod, *SHELL, script, stdin=True, resources={"memory_limit_in_bytes": 128 << 20})
+    main.says("ready")
+    # the guest has not touched all its memory yet: take away what the machine would give it for that
+    (group,) = [x for x in pods.cgroups() if x.name == main.id and (x / "memory.limit_in_bytes").exists()]
+    used = int((group / "memory.usage_in_bytes").read_text())
+    for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):  # the latter where swap is counted
+        if (group / name).exists():
+            (group / name).write_text(str(used + FILL // 4))
+    with main.attach() as stream:
+        stream.send(b"go\n")
+        assert main.exited() == 137
+    assert main.status()["reason"] == "OOMKilled"
 
 
 # Section: network
