@@ -42,7 +42,7 @@ def rank_for_memory(pid: int, rank: int) -> None:
     try:
         with open(f"/proc/{pid}/oom_score_adj", "w") as file:
             file.write(str(rank))
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return  # it is gone: whoever watches it tells why
     except OSError as exc:
         raise SpecError(

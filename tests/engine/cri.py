@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +31,8 @@ PROTO: Final = Path(__file__).with_name("cri.proto")
 SERVICES: Final = ("runtime.v1.RuntimeService", "runtime.v1.ImageService")
 #: longest time one call may take; a stop waits for its own time beside it
 CALL: Final = 60.0
+#: pause before a command is typed once more
+AGAIN: Final = 5.0
 #: the channels of an attach or exec stream
 STDIN, STDOUT, STDERR, FAULT, RESIZE = range(5)
 
@@ -111,27 +114,43 @@ class Stream:
     def resize(self, rows: int, columns: int) -> None:
         self._web.send(bytes([RESIZE]) + json.dumps({"Width": columns, "Height": rows}).encode())
 
-    def _read(self) -> bool:
+    def _read(self, deadline: float) -> bool:
         """Takes one message; False: the stream has ended."""
         try:
-            message = self._web.recv(self._answer)
+            message = self._web.recv(max(0.0, deadline - time.monotonic()))
         except ConnectionClosed:
             return False
-        except TimeoutError:
-            raise AssertionError(f"no message in time; seen so far: {self.seen}") from None
         assert isinstance(message, bytes)
         self.seen[message[0]] += message[1:]
         return True
 
-    def expect(self, wanted: bytes, channel: int = STDOUT) -> None:
+    def _find(self, wanted: bytes, deadline: float) -> None:
         """Reads until the bytes were seen; what came before and they are taken away."""
-        while wanted not in self.seen[channel]:
-            assert self._read(), f"ended without {wanted!r}: {self.seen}"
-        self.seen[channel] = self.seen[channel].partition(wanted)[2]
+        while wanted not in self.seen[STDOUT]:
+            assert self._read(deadline), f"ended without {wanted!r}: {self.seen}"
+        self.seen[STDOUT] = self.seen[STDOUT].partition(wanted)[2]
+
+    def expect(self, wanted: bytes) -> None:
+        """Waits for these bytes on stdout."""
+        try:
+            self._find(wanted, time.monotonic() + self._answer)
+        except TimeoutError:
+            raise AssertionError(f"no {wanted!r} in time: {self.seen}") from None
+
+    def ask(self, command: bytes, wanted: bytes) -> None:
+        """Types a command until its answer comes: containerd says yes to a stream a moment before it is one."""
+        end = time.monotonic() + self._answer
+        while True:
+            self.send(command)
+            try:
+                return self._find(wanted, min(end, time.monotonic() + AGAIN))
+            except TimeoutError:
+                assert time.monotonic() < end, f"no {wanted!r} in time: {self.seen}"
 
     def finish(self) -> dict[str, Any]:
         """Reads to the end; returns the status that the server put there, if any."""
-        while self._read():
+        end = time.monotonic() + self._answer
+        while self._read(end):
             pass
         fault = self.seen[FAULT]
         status: dict[str, Any] = json.loads(fault) if fault else {}

@@ -36,9 +36,8 @@ def test_deployment(pods: PodEngine, kubelet: Kubelet) -> None:
     assert re.search(r"-m 64M?\b", plan), plan
     # kubectl attach
     with plc.attach(tty=True) as stream:
-        stream.send(b"echo from kubectl\r")
-        stream.expect(b"\r\nfrom kubectl")
-    assert "\nfrom kubectl\n" in plc.text()  # kubectl logs
+        stream.ask(b"echo from kubectl\r", b"\r\nfrom kubectl")
+    plc.says("\nfrom kubectl\n")  # kubectl logs
     # the probe of the ordinary container, and what kubectl exec says of the other
     assert watch.call("ExecSync", cmd=["/bin/true"], timeout=30)["exit_code"] == 0
     with pytest.raises(CriError, match="not supported by this guest"):

@@ -116,8 +116,7 @@ def test_two_pods_at_once(pods: PodEngine) -> None:
     assert len(pods.guests()) == 2
     for number, main in enumerate(mains):
         with main.attach() as stream:
-            stream.send(b"echo I am %d\r" % number)
-            stream.expect(b"\r\nI am %d" % number)
+            stream.ask(b"echo I am %d\r" % number, b"\r\nI am %d" % number)
     mains[0].stop()
     assert [main.state for main in mains] == ["EXITED", "RUNNING"]
     assert "I am 0" not in mains[1].text()
@@ -160,8 +159,7 @@ def test_shell_by_attach(pods: PodEngine, linux: dict[str, Any]) -> None:
     main = run(pod, "/bin/sh", tty=True, stdin=True)
     with main.attach(tty=True) as stream:
         stream.resize(31, 99)
-        stream.send(b"echo $((6*7))\r")
-        stream.expect(b"\r\n42\r\n")
+        stream.ask(b"echo $((6*7))\r", b"\r\n42\r\n")
         stream.send(b"exit 12\r")
         assert main.exited() == 12
 
@@ -171,7 +169,7 @@ def test_stdin_that_ends_with_its_only_attach(pods: PodEngine, linux: dict[str, 
     main = run(pod, "/bin/cat", stdin=True, stdin_once=True)
     with main.attach() as stream:
         stream.send(b"typed\n")
-        stream.expect(b"typed\n")
+        main.says("typed\n")
     assert main.exited() == 0
     assert main.text() == "typed\n"
 
