@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from runphi_async.cgroup import Cgroup, Limits, hierarchies
 from runphi_async.testing.containerd import CHECKOUT
 from tests.engine.pods import Pod
 
@@ -68,6 +69,7 @@ class Kubelet:
     def __init__(self, engine: PodEngine, runtime_class: dict[str, Any]) -> None:
         self.engine, self._class = engine, runtime_class
         self._directory = engine.run / "kubelet"
+        self._groups: list[Cgroup] = []
 
     def run(self, template: dict[str, Any]) -> tuple[Pod, dict[str, Container]]:
         """Makes the sandbox, then creates and starts every container; returns them by name."""
@@ -82,13 +84,30 @@ class Kubelet:
             "labels": {**template["metadata"].get("labels", {}), "io.kubernetes.pod.name": name},
             "annotations": template["metadata"].get("annotations", {}),
             "linux": {
-                "cgroup_parent": f"/{self.engine.cgroup_parent}",
+                "cgroup_parent": self._group(name, spec),
                 "security_context": {"namespace_options": {"network": "POD", "pid": "CONTAINER", "ipc": "POD"}},
                 "overhead": limits({"limits": self._class["overhead"]["podFixed"]}),
             },
         }
         pod = Pod(self.engine, sandbox, self._class["handler"])
         return pod, {x["name"]: pod.create(self._config(name, x)).start() for x in spec["containers"]}
+
+    def close(self) -> None:
+        """Removes the pods and their cgroups."""
+        self.engine.remove_containers()
+        for group in self._groups:
+            group.remove()
+        self._groups.clear()
+
+    def _group(self, name: str, spec: dict[str, Any]) -> str:
+        """A pod's own cgroup: it may use what its containers may, and the overhead of the class."""
+        group = Cgroup(f"/{self.engine.cgroup_parent}/pod-{name}", hierarchies())
+        self._groups.append(group)
+        group.create()
+        parts = [x["resources"]["limits"]["memory"] for x in spec["containers"]]
+        parts.append(self._class["overhead"]["podFixed"]["memory"])
+        group.apply(Limits(memory_bytes=int(sum(map(quantity, parts)))))
+        return group.path
 
     def _config(self, pod: str, container: dict[str, Any]) -> dict[str, Any]:
         name = container["name"]

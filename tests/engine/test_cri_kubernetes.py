@@ -13,15 +13,19 @@ from tests.engine.cri import CriError
 from tests.engine.kubelet import Kubelet, documents
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.engine.pods import PodEngine
 
 pytestmark = pytest.mark.qemu
 
 
 @pytest.fixture
-def kubelet(pods: PodEngine) -> Kubelet:
+def kubelet(pods: PodEngine) -> Iterator[Kubelet]:
     (runtime_class,) = documents("runtimeclass.yaml")
-    return Kubelet(pods, runtime_class)
+    made = Kubelet(pods, runtime_class)
+    yield made
+    made.close()
 
 
 def test_deployment(pods: PodEngine, kubelet: Kubelet) -> None:
