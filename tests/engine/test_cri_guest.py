@@ -195,6 +195,13 @@ def test_failed_start_says_why(pods: PodEngine, annotations: dict[str, str], wor
     assert not (pods.run_dir / main.id).exists()
 
 
+def test_removed_container_takes_its_guest_along(pods: PodEngine) -> None:
+    main = guest(pods)
+    main.remove()
+    assert not pods.guests()
+    assert not (pods.run_dir / main.id).exists()
+
+
 def test_pod_takes_its_guest_along(pods: PodEngine) -> None:
     pod = pods.pod(annotations=INMATE)
     main = pod.container().start()
