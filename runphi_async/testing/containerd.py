@@ -134,7 +134,7 @@ class PrivateContainerd:
 
     :param store: directory for images and snapshots; may be kept from run to run.
     :param run: directory for sockets and state; keep its path short, unix sockets allow 107 bytes.
-    :param namespace: containerd namespace, unless said otherwise also the name of the cgroup above the containers.
+    :param namespace: containerd namespace, which is also the name of the cgroup above the containers.
     """
 
     def __init__(self, store: Path, run: Path, namespace: str, *, env: Mapping[str, str] | None = None) -> None:
@@ -146,10 +146,6 @@ class PrivateContainerd:
         self.snapshotter = "overlayfs"
         #: the command that runs containerd, in front of its own words
         self.launcher: tuple[str, ...] = ()
-        #: name of the cgroup above the containers
-        self.cgroup_parent = namespace
-        #: where runc keeps its records of the containers
-        self.runc_root = Path("/run/containerd/runc", namespace)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -276,9 +272,10 @@ class PrivateContainerd:
         if pid is not None:
             stop_process(pid)
         left = [*self._end_processes(), *self._unmount(), *self._remove_cgroups()]
-        if self.runc_root.is_dir():
-            left += [f"state of container {entry.name} in {self.runc_root}" for entry in self.runc_root.iterdir()]
-            shutil.rmtree(self.runc_root, ignore_errors=True)
+        runc_root = Path("/run/containerd/runc", self.namespace)
+        if runc_root.is_dir():
+            left += [f"state of container {entry.name} in {runc_root}" for entry in runc_root.iterdir()]
+            shutil.rmtree(runc_root, ignore_errors=True)
         return left
 
     def processes(self) -> Iterator[tuple[int, str]]:
@@ -322,7 +319,7 @@ class PrivateContainerd:
     def cgroups(self) -> list[Path]:
         """The directories of this engine's containers in every cgroup hierarchy."""
         base = Path("/sys/fs/cgroup")
-        tops = [base / self.cgroup_parent, *(top / self.cgroup_parent for top in base.iterdir() if top.is_dir())]
+        tops = [base / self.namespace, *(top / self.namespace for top in base.iterdir() if top.is_dir())]
         return [child for top in tops if top.is_dir() for child in top.iterdir() if child.is_dir()]
 
     def _remove_cgroups(self) -> list[str]:
@@ -333,7 +330,7 @@ class PrivateContainerd:
         base = Path("/sys/fs/cgroup")
         for top in [base, *base.iterdir()]:
             with contextlib.suppress(OSError):
-                (top / self.cgroup_parent).rmdir()
+                (top / self.namespace).rmdir()
         return [f"cgroup {group}" for group in left]
 
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 #: size of the image that must not be copied into the guest's memory
 LARGE_MIB = 200
-#: archives that pods are made of
-POD_IMAGES = ("demo", "busybox", "pause")
 #: shims, supervisors' clients and virtual machines end a moment after ctr does
 SETTLE = 5.0
+#: archives that pods are made of
+POD_IMAGES = ("demo", "busybox", "pause")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,24 +85,40 @@ def containerd(place: Path, images: list[Path]) -> Iterator[Engine]:
 def engine(containerd: Engine) -> Iterator[Engine]:
     """The session's containerd for one test, which must not leave a process or a cgroup behind."""
     yield containerd
-    assert_clean(containerd)
+    settle(containerd)
 
 
-def assert_clean(containerd: Engine) -> None:
-    """Ends what the test left open; fails when anything outlives that."""
-    containerd.sweep()
+def settle(engine: Engine) -> None:
+    """Removes a test's containers; fails it when a process or a cgroup stays all the same."""
+    engine.sweep()
     deadline = time.monotonic() + SETTLE
-    while (left := [*containerd.strays(), *map(str, containerd.cgroups())]) and time.monotonic() < deadline:
+    while (left := [*engine.strays(), *map(str, engine.cgroups())]) and time.monotonic() < deadline:
         time.sleep(0.02)
     if left:
         # the next test must not inherit them
-        for line in containerd.strays():
+        for line in engine.strays():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(line.partition(":")[0]), 9)
-        for group in containerd.cgroups():
+        for group in engine.cgroups():
             with contextlib.suppress(OSError):
                 group.rmdir()
     assert not left, "left over after the test:\n" + "\n".join(left)
+
+
+@pytest.fixture(params=[PLAIN_RUNC, LINUX_GUEST], ids=lambda runtime: str(runtime.name))
+def linux(request: pytest.FixtureRequest) -> Runtime:
+    """The same Linux scenario in a plain runc container (which proves the test) and in a guest."""
+    runtime: Runtime = request.param
+    if runtime is LINUX_GUEST:
+        request.applymarker(pytest.mark.qemu)
+    return runtime
+
+
+@pytest.fixture(params=[PLAIN_RUNC, PLAIN_RUNPHI], ids=lambda runtime: str(runtime.name))
+def plain(request: pytest.FixtureRequest) -> Runtime:
+    """A plain container run by runc and by this project's runtime, which must be the same."""
+    runtime: Runtime = request.param
+    return runtime
 
 
 @pytest.fixture(scope="session")
@@ -126,20 +142,4 @@ def pod_engine(place: Path, images: list[Path]) -> Iterator[PodEngine]:
 def pods(pod_engine: PodEngine) -> Iterator[PodEngine]:
     """The session's containerd with CRI for one test, which must not leave a process or a cgroup behind."""
     yield pod_engine
-    assert_clean(pod_engine)
-
-
-@pytest.fixture(params=[PLAIN_RUNC, LINUX_GUEST], ids=lambda runtime: str(runtime.name))
-def linux(request: pytest.FixtureRequest) -> Runtime:
-    """The same Linux scenario in a plain runc container (which proves the test) and in a guest."""
-    runtime: Runtime = request.param
-    if runtime is LINUX_GUEST:
-        request.applymarker(pytest.mark.qemu)
-    return runtime
-
-
-@pytest.fixture(params=[PLAIN_RUNC, PLAIN_RUNPHI], ids=lambda runtime: str(runtime.name))
-def plain(request: pytest.FixtureRequest) -> Runtime:
-    """A plain container run by runc and by this project's runtime, which must be the same."""
-    runtime: Runtime = request.param
-    return runtime
+    settle(pod_engine)

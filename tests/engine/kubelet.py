@@ -101,7 +101,7 @@ class Kubelet:
 
     def _group(self, name: str, spec: dict[str, Any]) -> str:
         """A pod's own cgroup: it may use what its containers may, and the overhead of the class."""
-        group = Cgroup(f"/{self.engine.cgroup_parent}/pod-{name}", hierarchies())
+        group = Cgroup(f"/{self.engine.namespace}/pod-{name}", hierarchies())
         self._groups.append(group)
         group.create()
         parts = [x["resources"]["limits"]["memory"] for x in spec["containers"]]

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from runphi_async.testing.containerd import CHECKOUT, RUNPHI, wait_until
 from tests.engine.cri import Cri, CriError, Stream, stream
-from tests.engine.harness import ANSWER, Engine
+from tests.engine.harness import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,8 @@ CNI_PLUGINS: Final = "/usr/lib/cni"
 CNI_CACHE: Final = (Path("/var/lib/cni/results"), Path("/var/lib/cni"))
 #: addresses for documentation, which no machine has
 SUBNET: Final = "198.51.100.0/24"
+#: longest time a guest may take to boot and to answer: software emulation beside much else to do
+ANSWER: Final = 100.0
 CLONE_NEWNET: Final = 0x40000000
 #: a network namespace in which loopback works
 LAUNCHER: Final = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
@@ -237,9 +239,8 @@ class PodEngine(Engine):
     """The session's containerd with its CRI plugin."""
 
     def __init__(self, store: Path, run: Path, env: Mapping[str, str]) -> None:
-        super().__init__(store, run, NAMESPACE, env)
+        super().__init__(store, run, f"rpcri{os.getpid()}", env)
         self.launcher = LAUNCHER
-        self.cgroup_parent = f"rpcri{os.getpid()}"
         self.runc_root = run / "runc" / NAMESPACE
         self._new = [path for path in CNI_CACHE if not path.exists()]
         self._cri: Cri | None = None
@@ -250,6 +251,10 @@ class PodEngine(Engine):
         if self._cri is None:
             self._cri = Cri(self.socket)
         return self._cri
+
+    def command(self, *args: str) -> list[str]:
+        """The full command line of a ``ctr`` call; our own namespace is but the name of the cgroup."""
+        return ["ctr", "--address", str(self.socket), "--namespace", NAMESPACE, *args]
 
     def configuration(self) -> str:
         cni = self.run / "cni"
@@ -322,7 +327,7 @@ class PodEngine(Engine):
             "labels": {"io.kubernetes.pod.name": name},
             "annotations": dict(annotations or {}),
             "linux": {
-                "cgroup_parent": f"/{self.cgroup_parent}",
+                "cgroup_parent": f"/{self.namespace}",
                 "security_context": {
                     "namespace_options": {"network": network, "pid": "CONTAINER", "ipc": "POD"},
                 },
@@ -366,6 +371,8 @@ class PodEngine(Engine):
 
     def stop(self) -> list[str]:
         left = super().stop()
+        if self.runc_root.is_dir():
+            left += [f"state of container {entry.name} in {self.runc_root}" for entry in self.runc_root.iterdir()]
         self._drop()
         for path in self._new:
             with contextlib.suppress(FileNotFoundError):

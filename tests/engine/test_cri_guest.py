@@ -13,8 +13,7 @@ import pytest
 
 from runphi_async.testing.containerd import wait_until
 from tests.engine.cri import CriError
-from tests.engine.harness import ANSWER
-from tests.engine.pods import INMATE, LogLine
+from tests.engine.pods import ANSWER, INMATE, LogLine
 
 if TYPE_CHECKING:
     from tests.engine.pods import Container, PodEngine

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.engine.pods import PodEngine
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

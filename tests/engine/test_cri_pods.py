@@ -12,11 +12,13 @@ import pytest
 
 from runphi_async.testing.containerd import wait_until
 from tests.engine.cri import CriError
-from tests.engine.harness import ANSWER
-from tests.engine.pods import BUSYBOX, DEMO, HANDLER, INMATE, LogLine
+from tests.engine.pods import ANSWER, BUSYBOX, DEMO, HANDLER, INMATE, LogLine
 
 if TYPE_CHECKING:
     from tests.engine.pods import Container, Pod, PodEngine
+
+#: guests that boot Linux are slow where nothing but software runs them
+pytestmark = pytest.mark.timeout(300)
 
 SHELL = ("/bin/sh", "-c")
 #: longer than the line that containerd's log holds in one piece
