@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PROTO: Final = Path(__file__).with_name("cri.proto")
 SERVICES: Final = ("runtime.v1.RuntimeService", "runtime.v1.ImageService")
 #: longest time one call may take; a stop waits for its own time beside it
-CALL: Final = 60.0
+CALL: Final = 120.0
 #: pause before a command is typed once more
 AGAIN: Final = 5.0
 #: the channels of an attach or exec stream
