@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from runphi_async.testing.fake_jailhouse import linux
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -48,18 +50,24 @@ class Place:
         self.device = self.root / "dev/jailhouse"
         self.firmware = self.root / "lib/firmware/jailhouse.bin"
         self.control = self.root / "control"
+        self.pace = self.root / "pace"
         self.memory = self.root / "memory"
         self.uarts = self.root / "uart"
         self.run = self.root / "run"
 
     # Section: making and ending
 
-    def power_on(self, cpus: int = 4) -> None:
-        """Make the board: firmware and CPUs there, module not loaded."""
+    def power_on(self, cpus: int = 4, pace: float = 0) -> None:
+        """Make the board: firmware and CPUs there, module not loaded.
+
+        :param pace: how long calls of the tool take, as a multiple of what was recorded; 0: as long as they must.
+        """
         for folder in (self.cpu_dir, self.device.parent, self.firmware.parent, self.uarts, self.run, self.root / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         self.firmware.write_bytes(b"JHVISOR\0fake")
+        linux.show(self.root)
         self.write_state({"cpus": cpus, "online": list(range(cpus)), "module": False})
+        self.pace.write_text(f"{pace:g}\n")
         self.show_cpus()
 
     def remove(self) -> None:
@@ -173,7 +181,11 @@ def _from_environment() -> str:
 
 
 def cpu_list(numbers: Iterable[int]) -> str:
-    """Return numbers as the kernel writes a CPU list."""
+    """Return numbers as the kernel writes a CPU list.
+
+    ``backends.jailhouse.model`` has the same function. Importing it costs more than `cell list` does in all, and every
+    call of the tool imports this module; and a fake that shared it with what it tests would share its mistakes.
+    """
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:
