@@ -66,12 +66,14 @@ class Facts(NamedTuple):
     :ivar condition: of Jailhouse after the call.
     :ivar reason: the driver's last words in the kernel log; empty: none.
     :ivar is_root: whether the target is the root cell.
+    :ivar locked: name of another cell that allows no changes, "" for none.
     """
 
     target: str
     condition: Condition
     reason: str = ""
     is_root: bool = False
+    locked: str = ""
 
 
 class Answer(NamedTuple):
@@ -265,6 +267,11 @@ def _module(action: Action, line: str) -> tuple[str, str]:
 
 def _on_cell(action: Action, error: str, facts: Facts) -> tuple[str, str]:
     if error == "Operation not permitted":
+        if action is Action.DESTROY and facts.locked:
+            return (
+                f"cell {facts.locked!r} is locked and allows no changes",
+                "end what locks that cell (its state is running/locked), then try again",
+            )
         return _REFUSES
     if error == "No such file or directory":
         return "Jailhouse has no cell of that name", "somebody destroyed it, or it was never made"

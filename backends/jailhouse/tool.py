@@ -223,7 +223,8 @@ class Tool:
     async def _facts(self, action: Action, target: str, reason: str) -> Facts:
         cells = await self.cells()
         is_root = action not in (Action.ENABLE, Action.CREATE) and target in cells and cells[target].id == 0
-        return Facts(target, await self.condition(), reason, is_root)
+        locked = next((name for name, cell in cells.items() if cell.state == sysfs.LOCKED and name != target), "")
+        return Facts(target, await self.condition(), reason, is_root, locked)
 
     async def _call(self, what: str, words: Sequence[str], program: str = "") -> Answer:
         hint = "install kmod" if program else "install Jailhouse's tools"
