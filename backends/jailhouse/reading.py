@@ -2,8 +2,8 @@
 """Reading sysfs without being pulled down by a board that hangs.
 
 A read that asks the hypervisor never returns when the board hangs, and nothing can end the thread it blocks. So such
-reads have a few threads of their own: when all of them are lost, later reads fail after their patience and start no
-more, and everything else in the supervisor has its threads still.
+reads are counted: when a few of them are lost, later ones fail at once and start no more threads, until one of the lost
+comes back. Everything else in the supervisor has its threads still.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 #: Seconds for a look at sysfs, which asks the hypervisor.
 PATIENCE: Final = 5.0
-#: Threads that may be in sysfs at a time. A look takes a millisecond for each cell, so a few serve everybody.
+#: Threads that may be in sysfs at a time, and that may be lost there. A look takes a millisecond for each cell, so a
+#: few serve everybody.
 THREADS: Final = 4
 #: What helps when the hypervisor does not answer.
 HANGS: Final = "the board must be reset; its console may say which CPU was parked"
@@ -52,6 +53,8 @@ class Reading:
         :raises Hung: it did not within the time.
         :raises BackendError: it could not read.
         """
+        if self.lost >= THREADS:
+            raise Hung(f"cannot read {self._place}: {self.lost} earlier reads never came back", HANGS)
         read = _Read(function, self._late)
         try:
             with anyio.fail_after(self._patience):
@@ -69,12 +72,15 @@ class _Read(Generic[T]):
     def __init__(self, function: Callable[[], T], late: set[object]) -> None:
         self._function = function
         self._late = late
-        self._out = False
+        self._out = self._given_up = False
         self._lock = threading.Lock()
 
     def run(self) -> T:
         """Call the function; in a thread."""
-        self._out = True
+        with self._lock:
+            if self._given_up:
+                raise TimeoutError
+            self._out = True
         try:
             return self._function()
         finally:
@@ -85,5 +91,6 @@ class _Read(Generic[T]):
     def give_up(self) -> None:
         """Nobody waits any more."""
         with self._lock:
+            self._given_up = True
             if self._out:
                 self._late.add(self)
