@@ -53,6 +53,18 @@ EXAMPLES: Final = (
         {**_INMATE, "id": "zephyr", "inmate": "zephyr.elf", "net": "yes", "memory_limit": 4 * MIB},
     ),
     Example(
+        "A flat image linked for address 0, as Jailhouse's own demos are",
+        "kria-kv260",
+        _FLAT,
+        {**_INMATE, "id": "kria-demo", "inmate": "demo.bin", "cmdline": "x=1"},
+    ),
+    Example(
+        "A Zephyr image linked for 0x40000000, as Zephyr's board kv260_a53 is, with 16 MiB",
+        "kria-kv260",
+        ImageFacts(ImageFormat.ELF, 300 * KIB, "aarch64", 64, 0x4000_0C34, (Segment(0x4000_0000, 0x4003_2000),)),
+        {**_INMATE, "id": "kria-zephyr", "inmate": "zephyr.elf", "memory_limit": 16 * MIB},
+    ),
+    Example(
         "An image for a Cortex-R5",
         "kria-kv260",
         _R5,
@@ -63,6 +75,12 @@ EXAMPLES: Final = (
         "kria-kv260",
         _FLAT,
         {**_INMATE, "id": "control", "inmate": "control.bin", "annotations": {"org.runphi.colors": "0-3"}},
+    ),
+    Example(
+        "A flat image linked for address 0, as Jailhouse's own demos are",
+        "zcu104",
+        _FLAT,
+        {**_INMATE, "id": "zcu-demo", "inmate": "demo.bin"},
     ),
     Example(
         "A Linux kernel with its RAM disk on two CPUs",
