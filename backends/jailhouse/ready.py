@@ -212,7 +212,7 @@ def _memory(machine: Machine, system: System) -> Iterator[Finding]:
     ram = ranges.merged(part for part, what in machine.iomem if what == "System RAM")
     own = system.hypervisor_memory
     needed = [(Range(own.phys_start, own.phys_start + own.size), "the hypervisor")]
-    needed += [(part.range, f"cells ({part.name})") for part in (machine.board.memory if machine.board else ())]
+    needed += _lent(machine.board) if machine.board is not None else []
     mend = _reserve(machine, [part for part, _ in needed], ram)
     taken = [(part, who, other) for part, who in needed for other in ram if part.overlaps(other)]
     for part, who, other in taken:
@@ -220,6 +220,14 @@ def _memory(machine: Machine, system: System) -> Iterator[Finding]:
         yield _error(text, mend)
     if not taken:
         yield _say(Level.OK, f"memory {', '.join(part.text() for part, _ in needed)} is kept free for Jailhouse")
+
+
+def _lent(board: Board) -> list[tuple[Range, str]]:
+    """Return the memory that cells get: RAM, and pages that several of them share."""
+    templates = (board.template.inmate, board.template.linux, board.template.kernel, board.template.rpu)
+    pages = {part.range: part.name for one in templates if one is not None for part in one.shared}
+    parts = [(part.range, part.name) for part in board.memory] + list(pages.items())
+    return [(part, f"cells ({name})") for part, name in parts]
 
 
 def _said(machine: Machine) -> str:

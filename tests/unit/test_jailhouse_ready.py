@@ -206,6 +206,14 @@ def test_an_obstacle(name: str) -> None:
     assert mend in found[0].mend
 
 
+def test_pages_that_cells_share_are_kept_free_too() -> None:
+    board = boards.load("kria-kv260")
+    ram = ((Range(0, 0x3ED0_0000), "System RAM"), (Range(0x46D0_0000, 0x7E00_0000), "System RAM"))
+    found = ready.judge(HEALTHY._replace(board=board, iomem=ram))
+    (text,) = [finding.text for finding in found if "not reserved" in finding.text]
+    assert text.startswith("memory 0x46d00000-0x46d0ffff for cells (page) is not reserved: Linux uses 0x46d00000-")
+
+
 def test_x86_is_told_of_memmap() -> None:
     platform = system(architecture=Arch.X86)
     machine = HEALTHY._replace(machine="x86_64", system=platform, iomem=ALL_OF_IT, board=None)
