@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from backends.jailhouse import cellfile, check, codec, model
+from backends.jailhouse import cellfile, check, codec, machinefacts, model
 from backends.jailhouse.plan import Virtual
 from backends.jailhouse.tool import PATH, Places, Tool
 from backends.jailhouse.virtual import VirtualConsole
 from backends.jailhouse.watcher import Watcher
 from runphi_async.errors import BackendError
-from runphi_async.partition import claims
+from runphi_async.partition import claims, ranges
 from runphi_async.partition.claims import Discrepancy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from backends.jailhouse.plan import CellPlan
     from backends.jailhouse.sysfs import View
@@ -99,6 +99,14 @@ class Machine:
         for name in self.stale(await anyio.to_thread.run_sync(self.ledger.held), view):
             log.warning("ledger: freeing what '%s' had: its cell is gone, and nobody answers for it", name)
             await self.free(name)
+
+    async def report_cpus(self, name: str, cpus: Iterable[int]) -> None:
+        """Say which CPUs of a cell that was destroyed Linux has not got back: those that were offline before it."""
+        online = await anyio.to_thread.run_sync(machinefacts.online, self.settings.sysfs)
+        missing = set(cpus) - set(online if online is not None else cpus)
+        if missing:
+            words = "%s: CPU %s is the root system's again and stays offline, as it was before the cell was made"
+            log.warning(words, name, ranges.listed(missing))
 
     async def free(self, name: str) -> None:
         """Give back what a container has of the board."""

@@ -126,6 +126,10 @@ def _state(machine: Machine) -> Iterator[Finding]:
     if not view.enabled or view.root is None:
         yield _say(Level.NOTE, NOT_ENABLED[0], NOT_ENABLED[1])
         return
+    missing = set(view.root.cpus) - set(machine.online if machine.online is not None else view.root.cpus)
+    if missing:
+        text = f"CPU {ranges.listed(missing)} of the root cell is offline: `jailhouse disable` would fail half way"
+        yield _say(Level.WARNING, text, "bring it online")
     name = view.root.name
     yield _say(Level.OK, f"Jailhouse is enabled; the root cell is '{name}' on CPUs {ranges.listed(view.root.cpus)}")
     wanted = {"the board file": machine.board.root_cell if machine.board is not None else name}

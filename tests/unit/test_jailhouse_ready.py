@@ -188,6 +188,12 @@ OBSTACLES: dict[str, tuple[dict[str, Any], Level, str, str]] = {
         "GICR at 0x80a0000-0x8ffffff covers the virtual PCI host at 0x8e00000: no shared memory devices",
         "in the device tree",
     ),
+    "a CPU of the root cell is offline": (
+        {"view": ENABLED, "online": (0, 2)},
+        Level.WARNING,
+        "CPU 1,3 of the root cell is offline: `jailhouse disable` would fail half way",
+        "bring it online",
+    ),
     "another root cell runs": (
         {"view": ENABLED._replace(cells=(CellSeen(0, "other", "running", (0,)),))},
         Level.ERROR,
@@ -223,7 +229,7 @@ def test_x86_is_told_of_memmap() -> None:
 
 def test_what_runs_is_not_compared_with_what_it_was_started_from() -> None:
     """An enabled hypervisor has taken CPUs and memory; both were right, or it would not run."""
-    machine = HEALTHY._replace(view=ENABLED, iomem=ALL_OF_IT, online=(0,), firmware=(), module=False)
+    machine = HEALTHY._replace(view=ENABLED, iomem=ALL_OF_IT, gic=2, firmware=(), module=False)
     assert [finding.text for finding in ready.judge(machine)] == [
         "Jailhouse is enabled; the root cell is 'qemu-arm64' on CPUs 0-3"
     ]
