@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.timeout(180),
 ]
+#: The fake board's cells have ports of their own by default.
+VIRTUAL = {"org.runphi.console-port": "virtual"}
 EXAMPLE = ROOT / "examples" / "zephyr"
 #: Zephyr's own headers as far as the example needs them.
 STUBS = {
@@ -43,7 +45,7 @@ def elf(path: Path) -> Path:
     return path / "zephyr.elf"
 
 
-def bundle(path: Path, image: Path) -> Path:
+def bundle(path: Path, image: Path, **annotations: str) -> Path:
     """Make a bundle as an engine does of the example's container image."""
     boot = path / "rootfs" / "boot"
     boot.mkdir(parents=True)
@@ -53,7 +55,7 @@ def bundle(path: Path, image: Path) -> Path:
         "ociVersion": "1.0.2",
         "process": {"terminal": False, "user": {"uid": 0, "gid": 0}, "args": ["/x"], "cwd": "/", "env": []},
         "root": {"path": "rootfs"},
-        "annotations": {"org.runphi.console-port": "virtual"},
+        "annotations": annotations,
         "linux": {"resources": {"memory": {"limit": 16 << 20}}, "namespaces": []},
     }
     (path / "config.json").write_text(json.dumps(config))
@@ -104,7 +106,7 @@ def test_the_plan_for_the_board(kria: Place, tmp_path: Path) -> None:
 
 
 def test_its_life_on_the_fake(place: Place, board: CellBoard, tmp_path: Path) -> None:
-    cell = place.create("zephyr", made=bundle(tmp_path / "zephyr", elf(tmp_path)))
+    cell = place.create("zephyr", made=bundle(tmp_path / "zephyr", elf(tmp_path), **VIRTUAL))
     assert cell.created == 0, (cell.error, place.log())
     cell.must("start")
     cell.expect(b'demo inmate in cell "zephyr", CPU 1\r\n')

@@ -279,15 +279,18 @@ def test_colours_interleave_and_exclude() -> None:
 
 
 def test_a_port_of_its_own_has_input_and_interrupt() -> None:
-    found = plan(ZCU)
+    assert ZCU.template.inmate is not None
+    inmate = msgspec.structs.replace(ZCU.template.inmate, console="uart1")
+    board = changed(ZCU, template=msgspec.structs.replace(ZCU.template, inmate=inmate))
+    found = plan(board)
     assert (found.cell.console.name, found.cell.console.input) == ("uart1", True)
     assert (found.cell.uart.type, [chip.pins for chip in found.cell.chips]) == ("xuartps", [(54,)])
-    second = plan(ZCU, held=holding(found))
+    second = plan(board, held=holding(found))
     assert second.cell.console.source is Source.VIRTUAL
     assert any("output only" in line and "('first' has uart1, the usual one)" in line for line in second.explain)
-    text = refusal(board=ZCU, held=holding(found), **annotated(console_port="uart1"))
+    text = refusal(board=board, held=holding(found), **annotated(console_port="uart1"))
     assert "cannot give device uart1 at 0xff010000 to 'c1': 'first' has device uart1 at 0xff010000" in text
-    shared = plan(ZCU, held=holding(found), **annotated(console_port="uart0"))
+    shared = plan(board, held=holding(found), **annotated(console_port="uart0"))
     assert (shared.cell.console.tty, shared.cell.console.input, shared.cell.chips) == ("/dev/ttyPS0", False, ())
 
 
