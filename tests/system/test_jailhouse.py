@@ -20,7 +20,7 @@ from runphi_async.store import boot_id
 from runphi_async.testing.cellboard import CellBoard
 from runphi_async.testing.fake_jailhouse import board as fake
 from runphi_async.testing.fake_jailhouse import driver
-from tests.system.place import Place, until
+from tests.system.place import Place, ended, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -428,6 +428,12 @@ def test_a_board_that_hangs_takes_no_threads(place: CellPlace) -> None:
         assert place.cell("none").created == 1
         assert place.call("map").returncode == 1
         assert place.call("list").returncode == 0
+        pid = place.pid()
+        os.kill(pid, signal.SIGTERM)  # it ends although its threads do not
+        ended(pid)
+        assert "thread(s) have not come back" in place.log()
+        assert place.call("list").returncode == 0  # the next one
+        assert "no answer within" in place.call("doctor").stdout
     finally:
         # Who waits for a writer finds one, then the end of the file. A reader that comes later finds the file.
         fifo = enabled.rename(enabled.with_name("hanging"))
