@@ -15,7 +15,7 @@ import pytest
 
 from backends.jailhouse import check, codec
 from backends.jailhouse.model import CellFlag
-from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, linux, tool
+from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, rootsystem, tool
 from runphi_async.testing.fake_jailhouse.__main__ import main as by_hand
 from runphi_async.testing.fake_jailhouse.place import Place, start_time
 from runphi_async.testing.fake_jailhouse.ring import SIZE, Ring
@@ -526,7 +526,7 @@ def test_the_tools_for_modules(here: FakeBoard) -> None:
     assert not here.place.sysfs.exists()
     assert run("rmmod", "jailhouse").err == "rmmod: ERROR: Module jailhouse is not currently loaded\n"
     assert run("modprobe", "other").err.startswith("modprobe: FATAL: Module other not found in directory /lib/modules/")
-    module = str(here.root / linux.here(linux.MODULE))
+    module = str(here.root / rootsystem.here(rootsystem.MODULE))
     assert run("insmod", "/nonexistent").err == (
         "insmod: ERROR: could not load module /nonexistent: No such file or directory\n"
     )

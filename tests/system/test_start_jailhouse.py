@@ -14,7 +14,7 @@ from backends.jailhouse import codec
 from runphi_async.partition.claims import Claim, Kind, Owner
 from runphi_async.partition.ledger import FILE, Ledger
 from runphi_async.store import boot_id
-from runphi_async.testing.fake_jailhouse import driver, linux
+from runphi_async.testing.fake_jailhouse import driver, rootsystem
 from tests.unit.fakeboard import BIN, CONFIGS, ROOT, FakeBoard
 
 if TYPE_CHECKING:
@@ -93,21 +93,21 @@ def test_start_look_and_stop(board: Board) -> None:
 
 def test_a_module_from_a_file_and_a_configuration_by_name(board: Board) -> None:
     board.configure(system_config="")
-    (board.root / linux.here("lib/modules/RELEASE/modules.dep")).write_text("")
+    (board.root / rootsystem.here("lib/modules/RELEASE/modules.dep")).write_text("")
     status, out, err = board.start("--module", "/nonexistent.ko", str(board.path("qemu-arm64-4")))
     assert (status, board.enabled()) == (1, False)
     assert "cannot load Jailhouse's kernel module: the kernel's tools said 'insmod: ERROR: could not load" in err
-    status, out, _ = board.start("--module", str(board.root / linux.here(linux.MODULE)))
+    status, out, _ = board.start("--module", str(board.root / rootsystem.here(rootsystem.MODULE)))
     assert status == 1
     assert "error   jailhouse   no system configuration is named" in out
     status, _, err = board.start(
-        "--module", str(board.root / linux.here(linux.MODULE)), str(board.path("qemu-arm64-4"))
+        "--module", str(board.root / rootsystem.here(rootsystem.MODULE)), str(board.path("qemu-arm64-4"))
     )
     assert (status, board.enabled(), err) == (0, True, "")
 
 
 def break_module(board: Board) -> None:
-    (board.root / linux.here("lib/modules/RELEASE/modules.dep")).write_text("kernel/other.ko:\n")
+    (board.root / rootsystem.here("lib/modules/RELEASE/modules.dep")).write_text("kernel/other.ko:\n")
 
 
 def break_memory(board: Board) -> None:

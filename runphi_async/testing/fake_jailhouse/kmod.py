@@ -8,8 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from runphi_async.testing.fake_jailhouse import driver
-from runphi_async.testing.fake_jailhouse.linux import here
 from runphi_async.testing.fake_jailhouse.place import Errno, Place
+from runphi_async.testing.fake_jailhouse.rootsystem import here
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

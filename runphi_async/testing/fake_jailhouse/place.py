@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from runphi_async.testing.fake_jailhouse import linux
+from runphi_async.testing.fake_jailhouse import rootsystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,7 +65,7 @@ class Place:
         for folder in (self.cpu_dir, self.device.parent, self.firmware.parent, self.uarts, self.run, self.root / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         self.firmware.write_bytes(b"JHVISOR\0fake")
-        linux.show(self.root)
+        rootsystem.show(self.root)
         self.write_state({"cpus": cpus, "online": list(range(cpus)), "module": False})
         self.pace.write_text(f"{pace:g}\n")
         self.show_cpus()
