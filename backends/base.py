@@ -210,6 +210,15 @@ class Driver(Protocol):
         ...
 
 
+@runtime_checkable
+class Accounting(Protocol):
+    """A backend that keeps accounts of its own, because its hypervisor has no allocator."""
+
+    async def look_over(self) -> list[Discrepancy]:
+        """Compare the accounts with the hypervisor, once every record was recalled; free what stands for nothing."""
+        ...
+
+
 class Planner(Protocol):
     """What can say how a partition would be made on one hypervisor."""
 
@@ -256,13 +265,4 @@ class Backend(Planner, Protocol):
 
     def recall(self, plan: msgspec.Raw, directory: str) -> Driver:
         """Return the driver of a guest that an earlier supervisor made."""
-        ...
-
-
-@runtime_checkable
-class Accounting(Protocol):
-    """A backend that keeps accounts of its own, because its hypervisor has no allocator."""
-
-    async def look_over(self) -> list[Discrepancy]:
-        """Compare the accounts with the hypervisor, once every record was recalled; free what stands for nothing."""
         ...

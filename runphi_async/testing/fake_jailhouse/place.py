@@ -57,18 +57,19 @@ class Place:
 
     # Section: making and ending
 
-    def power_on(self, cpus: int = 4, pace: float = 0) -> None:
-        """Make the board: firmware and CPUs there, module not loaded.
-
-        :param pace: how long calls of the tool take, as a multiple of what was recorded; 0: as long as they must.
-        """
+    def power_on(self, cpus: int = 4) -> None:
+        """Make the board: firmware and CPUs there, module not loaded."""
         for folder in (self.cpu_dir, self.device.parent, self.firmware.parent, self.uarts, self.run, self.root / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         self.firmware.write_bytes(b"JHVISOR\0fake")
-        rootsystem.show(self.root)
         self.write_state({"cpus": cpus, "online": list(range(cpus)), "module": False})
-        self.pace.write_text(f"{pace:g}\n")
+        self.set_pace(0)
+        rootsystem.show(self.root)
         self.show_cpus()
+
+    def set_pace(self, pace: float) -> None:
+        """Say how long calls of the tool take, as a multiple of what was recorded; 0: as long as they must."""
+        self.pace.write_text(f"{pace:g}\n")
 
     def remove(self) -> None:
         """Remove the board's directory."""
