@@ -19,6 +19,7 @@ from backends.base import Finding, Level
 from backends.jailhouse import machinefacts, ready
 from backends.jailhouse.machine import program
 from backends.jailhouse.tool import Places, Tool
+from runphi_async import threads
 from runphi_async.config import load
 from runphi_async.doctor import as_text
 from runphi_async.errors import BackendError, RunphiError
@@ -36,10 +37,11 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     try:
         config = load(os.environ.get("RUNPHI_CONFIG"))
-        return anyio.run(_Start(config, given).run)
+        status = anyio.run(_Start(config, given).run)
     except RunphiError as exc:
         sys.stderr.write(f"start_jailhouse: {exc}\n")
-        return 1
+        status = 1
+    return threads.let_go(status)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,14 +15,12 @@ import signal
 import socket
 import stat
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from backends.detect import Detection
-from runphi_async import allocator, cgroup, cli, recover, wire
+from runphi_async import allocator, cgroup, cli, recover, threads, wire
 from runphi_async.call import Call, ClientGone
 from runphi_async.config import Config, load
 from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiError
@@ -39,8 +37,6 @@ log = logging.getLogger(__name__)
 
 #: Clients that may wait to be accepted: engines start dozens of containers at once.
 BACKLOG: Final = 512
-#: Seconds that threads may take to end with the supervisor.
-THREAD_GRACE: Final = 2.0
 #: First descriptor of systemd's socket activation. Source: sd_listen_fds(3).
 _LISTEN_FD: Final = 3
 #: Leaf cgroup of the supervisor: it must not sit in the cgroup of the engine's shim that happened to start it.
@@ -193,8 +189,7 @@ def main(argv: list[str]) -> int:
         return 2
     allocator.keep_blocks()
     anyio.run(_main, config, run_dir, listener, ready, group)
-    _let_go_of_threads()
-    return 0
+    return threads.let_go(0)
 
 
 def _open_lock(run_dir: str, name: str) -> int:
@@ -299,22 +294,6 @@ def _say(fd: int, text: bytes) -> None:
         os.write(fd, text)
     except OSError:
         return  # nobody waits: a guardian started us
-
-
-def _let_go_of_threads() -> None:
-    """End now when a thread is out that nothing can end, such as one that reads sysfs of a board that hangs.
-
-    The interpreter would wait for it, and whoever stops the service with it.
-    """
-    deadline = time.monotonic() + THREAD_GRACE
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    for thread in others:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    held = [thread for thread in others if thread.is_alive() and not thread.daemon]
-    if held:
-        log.warning("ends although %d thread(s) have not come back", len(held))
-        logging.shutdown()
-        os._exit(0)
 
 
 async def _main(config: Config, run_dir: str, listener: socket.socket, ready: int, group: int) -> None:

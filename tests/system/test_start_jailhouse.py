@@ -215,6 +215,18 @@ def test_a_tool_that_hangs(board: Board) -> None:
     assert "jailhouse did not come back within 1 s; the board must be reset" in err
 
 
+def test_a_board_that_hangs(board: Board) -> None:
+    """A read of sysfs that never returns: it is said, and the command ends all the same."""
+    assert board.start()[0] == 0
+    enabled = board.place.sysfs / "enabled"
+    enabled.unlink()
+    os.mkfifo(enabled)
+    for options in ([], ["--check"], ["--stop"]):
+        status, out, err = board.start(*options)
+        assert (status, out) == (1, "")
+        assert "no answer within 5 s; the board must be reset" in err
+
+
 def test_enabled_for_another_board(board: Board) -> None:
     assert board.start()[0] == 0
     board.configure(board="kria-kv260", system_config="")
