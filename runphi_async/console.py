@@ -127,6 +127,11 @@ class Console:
                     await self._feed.tried.wait()
 
     @property
+    def one_way(self) -> str:
+        """Why the guest cannot be typed to, "" when it can."""
+        return self._feed.one_way if self._feed is not None else ""
+
+    @property
     def is_source(self) -> bool:
         """Whether the console is a source of its own, such as a serial port, and not the VMM's FIFO pair."""
         return self._feed is not None
