@@ -243,6 +243,9 @@ class Jailhouse(_Section, frozen=True):
             "`resume` loads its images again and starts it from its beginning."
         ),
     ] = "refuse"
+    firmware: Annotated[
+        str, _doc("Where the kernel's remoteproc finds images: those for remote processors are linked below it.")
+    ] = "/lib/firmware"
     deadline_seconds: Annotated[
         float,
         msgspec.Meta(gt=0),

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: A terminal whose size nobody has told yet.
 _UNKNOWN = terminal.Size(0, 0)
+#: Shown by `state` of a container whose console takes no input.
+ONE_WAY_ANNOTATION = "org.runphi.console-input"
 #: Largest /boot/config.json that is read from an image, in bytes.
 BOOT_CONFIG_MAX = 1 << 20
 
@@ -317,6 +319,8 @@ class Creation:
             driver.console(),
             guest.console_changed,
         )
+        if guest.console.one_way:
+            record.annotations[ONE_WAY_ANNOTATION] = "no"
         self._undo.push_async_callback(guest.console.close)
         self._undo.push_async_callback(guest.close_channels)
         guest.open_channels()
