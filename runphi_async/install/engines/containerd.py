@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""containerd: a runtime handler of its CRI plugin, which Kubernetes names in a RuntimeClass.
+
+``ctr`` reads none of this: it is told by ``--runc-binary``. The version of the file decides what the plugin is called:
+1 (written by Docker's packages), 2 (containerd 1.3 to 1.7, read by 2.x too) and 3 (2.x).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from runphi_async.errors import RunphiError
+from runphi_async.install.engines import toml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PATH: Final = "/etc/containerd/config.toml"
+#: the CRI plugin's runtimes, by the version of the file
+PLUGINS: Final[Mapping[int, str]] = {
+    1: "cri",
+    2: "io.containerd.grpc.v1.cri",
+    3: "io.containerd.cri.v1.runtime",
+}
+#: pods' annotations that the runtime gets to see
+_ANNOTATIONS: Final = ["org.runphi.*"]
+TABLE: Final = {
+    "runtime_type": "io.containerd.runc.v2",
+    "pod_annotations": _ANNOTATIONS,
+    "container_annotations": _ANNOTATIONS,
+    "options": {"BinaryName": "/usr/sbin/runphi"},
+}
+
+
+def edit(text: str) -> str:
+    """Return the configuration with our runtime in it."""
+    table = toml.read(text, PATH)
+    if not table:
+        # Without this line the file would be of version 1, which containerd 2 reads no more.
+        text = f"version = 2\n{text}" if text else "version = 2\n"
+        table = {"version": 2}
+    version = table.get("version", 1)
+    if version not in PLUGINS:
+        raise RunphiError(f"cannot change {PATH}: its version is {version}", f"known: {', '.join(map(str, PLUGINS))}")
+    return toml.add(text, PATH, ["plugins", PLUGINS[version], "containerd", "runtimes", "runphi"], TABLE)
+
+
+def remark(text: str) -> str:
+    """Return what somebody should know of this file; "" when there is nothing."""
+    table = toml.read(text, PATH)
+    off = table.get("disabled_plugins", [])
+    if any(name in off for name in ("cri", *PLUGINS.values())):
+        return "the CRI plugin is switched off there (disabled_plugins): Kubernetes cannot use this containerd"
+    return ""
