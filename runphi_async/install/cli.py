@@ -71,7 +71,8 @@ def main(argv: Sequence[str], name: str = "configure") -> int:
 def _run(given: argparse.Namespace, root: Root, name: str) -> int:
     if given.uninstall:
         _undo(root, change.changed(root))
-        _say(runc.restore(root))
+        if runc.is_replaced(root):
+            _say(runc.restore(root))
         layout.uninstall(root, _say)
         return 0
     if given.undo:

@@ -55,6 +55,11 @@ def is_ours(root: Root, path: str) -> bool:
     return os.path.islink(real) and os.readlink(real) == relative(path, LAUNCHER)
 
 
+def is_replaced(root: Root) -> bool:
+    """Whether runc was replaced, or that was begun."""
+    return record.load(root, NAME) is not None
+
+
 def replace(root: Root) -> str:
     """Put runPHI in the place of runc; return a sentence about it."""
     known = record.load(root, NAME)
@@ -66,6 +71,7 @@ def replace(root: Root) -> str:
     if not os.path.exists(root(LAUNCHER)):
         raise RunphiError(f"cannot replace {path}: runPHI is not installed in {root(HOME)}", "configure -a installs it")
     if known and is_ours(root, path) and _is_vanilla(root, vanilla):
+        _publish(root, vanilla)
         return f"{path} is runPHI already; the ordinary runc is {vanilla}"
     divert = bool(known["divert"]) if known else diversion.here(root) and bool(diversion.owner(root, path))
     if is_ours(root, path) and not _is_vanilla(root, vanilla):
