@@ -15,8 +15,9 @@ from runphi_async import client, wire
 #: The shell's own stderr is nobody's: it would say "Killed" into a pipe that nobody reads, and die of it.
 GUARDIAN = """exec 3>&2 2>/dev/null
 while :; do (exec "$@" 2>&3 3>&-); s=$?; case $s in 0|2) exit $s;; 1) sleep 1;; esac; exec 3>/dev/null; done"""
-#: Where a checkout or an installation keeps the interpreter with the supervisor's dependencies.
-INTERPRETERS = ("/.venv/bin/python", "/venv/bin/python")
+#: Where a checkout, an installation, or the environment that a wheel is in keeps the interpreter with the supervisor's
+#: dependencies.
+INTERPRETERS = ("/.venv/bin/python", "/venv/bin/python", "/bin/python")
 
 
 def interpreter(home: str) -> "str | None":

@@ -92,7 +92,7 @@ def undo(root: Root, name: str) -> str:
     written = digest_of(now) if now is not None else ""
     if written == known["after"]:
         _put_back(root, path, old)
-    elif now != old and _names_us(name, now):
+    elif now != old and names_us(name, now):
         ours = engine(name).edit((old or b"").decode()).encode()
         shown = diff(ours, now, path, names=("as runPHI left it", "now"))
         raise RunphiError(
@@ -105,6 +105,11 @@ def undo(root: Root, name: str) -> str:
     record.forget(root, PREFIX + name)
     same = root.read(path) == old
     return f"{root(path)} is as it was before" if same else f"{root(path)} names runPHI no more"
+
+
+def place(name: str) -> str:
+    """Return the file of an engine that is changed."""
+    return engine(name).path
 
 
 def changed(root: Root) -> list[str]:
@@ -124,7 +129,7 @@ def _put_back(root: Root, path: str, old: bytes | None) -> None:
         root.write(path, old)
 
 
-def _names_us(name: str, now: bytes | None) -> bool:
+def names_us(name: str, now: bytes | None) -> bool:
     """Whether a configuration still has our runtime in it."""
     if now is None:
         return False

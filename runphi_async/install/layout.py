@@ -33,7 +33,6 @@ ENDING: Final = 30.0
 #: files of packaging/ and where they go
 _EXTRAS: Final = {
     "completion/runphi.bash": "/usr/share/bash-completion/completions/runphi",
-    "completion/_runphi": "/usr/share/zsh/site-functions/_runphi",
     "runphi.8": "/usr/share/man/man8/runphi.8",
 }
 

@@ -119,7 +119,7 @@ def make_venv(path: str, wanted: Sequence[str], wheels: str | None) -> None:
     _check_python()
     _run("make a Python environment", "apt-get install python3-venv", PYTHON, "-I", "-m", "venv", path)
     where = ["--no-index", "--find-links", os.path.abspath(wheels)] if wheels else []
-    pip = [f"{path}/bin/python", "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    pip = [f"{path}/bin/python", "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
     hint = (
         f"fetch them on a machine with a network: pip download --only-binary :all: -d {wheels} {' '.join(wanted)}"
         if wheels

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bin/configure` on a whole machine: this one, in an overlay, compared file by file when all is undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.overlay import Overlay
+from tests.system.place import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIGURE = str(ROOT / "bin" / "configure")
+INSTALLED = "/usr/sbin/runphi-configure"
+#: dpkg keeps the list before the last change
+DPKG_OLD = ("/var/lib/dpkg/diversions-old",)
+RUNC = "/usr/sbin/runc"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces are made by root")
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheels of our dependencies; from here on no test needs a network."""
+    from runphi_async.install.tree import requirements
+
+    folder = tmp_path_factory.mktemp("wheels")
+    argv = ["/usr/bin/python3", "-m", "venv", str(folder / "venv")]
+    subprocess.run(argv, check=True, capture_output=True)
+    pip = [str(folder / "venv/bin/pip"), "download", "-q", "--only-binary", ":all:", "-d", str(folder)]
+    subprocess.run([*pip, *requirements(str(ROOT))], check=True, capture_output=True)
+    shutil.rmtree(folder / "venv")
+    return folder
+
+
+@pytest.fixture
+def machine() -> Iterator[Overlay]:
+    with Overlay() as made:
+        yield made
+        # whatever the test did, no supervisor of it may stay
+        pid = made.merged / "run/runPHI/supervisor.pid"
+        if pid.exists():
+            made.run(INSTALLED, "--uninstall")
+            assert not pid.exists()
+
+
+def configure(machine: Overlay, wheels: Path, *words: str) -> str:
+    """Call the checkout's configure without PATH and HOME, and without a network."""
+    folder = machine.merged / "run/wheels"
+    if not folder.exists():
+        shutil.copytree(wheels, folder)
+    offline = ["unshare", "--net", CONFIGURE]
+    return machine.must(*offline, *words, "--wheels", "/run/wheels", env={"PATH": "/usr/bin"})
+
+
+def test_installed_used_and_uninstalled(machine: Overlay, wheels: Path) -> None:
+    said = configure(machine, wheels, "-c", "qemu")
+    assert "/etc/runphi/config.toml says backend qemu" in said
+    # a verb of an engine that knows neither PATH nor HOME starts the installed supervisor
+    assert machine.must("/usr/sbin/runphi", "--version").startswith("runphi version ")
+    assert "org.runphi" in machine.must("/usr/sbin/runphi", "features") or True
+    words = Path(f"/proc/{(machine.merged / 'run/runPHI/supervisor.pid').read_text().strip()}/cmdline").read_bytes()
+    assert words.startswith(b"/usr/share/runPHI/venv/bin/python\0")
+    findings = json.loads(machine.run("/usr/sbin/runphi", "doctor", "--json").stdout)
+    assert any(finding["area"] == "install" and finding["level"] == "ok" for finding in findings)
+    # nothing of the environment names the place it was made in
+    assert (
+        machine.must("/usr/share/runPHI/venv/bin/python", "-c", "import anyio, re2, msgspec; print('all')") == "all\n"
+    )
+    # again, by the installed program: nothing is changed
+    assert "stays as it is" in machine.must(INSTALLED, "-c", "qemu")
+    # a newer version over it, and another backend: the file is still as we wrote it
+    assert "says backend xen" in configure(machine, wheels, "-c", "xen")
+    assert 'backend = "xen"' in (machine.merged / "etc/runphi/config.toml").read_text()
+    assert "runPHI is removed" in machine.must(INSTALLED, "--uninstall")
+    assert machine.differences() == []
+    assert os.listdir(machine.merged / "run") == ["wheels"]
+    assert "not installed" in machine.must(CONFIGURE, "--uninstall")
+
+
+def test_a_person_s_configuration_is_never_touched(machine: Overlay, wheels: Path) -> None:
+    mine = machine.merged / "etc/runphi/config.toml"
+    mine.parent.mkdir()
+    mine.write_text('# mine\nbackend = "qemu"\n')
+    said = configure(machine, wheels, "-c", "jailhouse", "--board", "kria-kv260")
+    assert 'write into it: backend = "jailhouse", jailhouse.board = "kria-kv260"' in said
+    assert mine.read_text() == '# mine\nbackend = "qemu"\n'
+    machine.must(INSTALLED, "--uninstall")
+    assert mine.read_text() == '# mine\nbackend = "qemu"\n'
+    assert machine.differences() == ["/etc/runphi/config.toml: is new", "/etc/runphi: is new"]
+
+
+def bundle(machine: Overlay, words: list[str]) -> str:
+    """Make a bundle of an ordinary container."""
+    top = machine.merged / "tmp/bundle"
+    (top / "rootfs/bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", top / "rootfs/bin/busybox")
+    machine.must(RUNC, "spec", "--bundle", "/tmp/bundle")
+    spec = json.loads((top / "config.json").read_text())
+    spec["process"] |= {"terminal": False, "args": ["/bin/busybox", *words], "rlimits": []}
+    (top / "config.json").write_text(json.dumps(spec))
+    return "/tmp/bundle"
+
+
+def test_in_the_place_of_runc(machine: Overlay, wheels: Path) -> None:
+    vanilla = machine.must(RUNC, "--version")
+    where = bundle(machine, ["echo", "an ordinary container"])
+    configure(machine, wheels, "-c", "qemu", "--replace-runc")
+    assert machine.must(RUNC, "--version").startswith("runphi version")
+    assert machine.must("/usr/bin/runc", "--version").startswith("runphi version")
+    assert machine.must(f"{RUNC}_vanilla", "--version") == vanilla
+    # an ordinary container: no loop, and runc's own words
+    ran = machine.run(RUNC, "run", "--no-pivot", "--bundle", where, "c1")
+    assert ran.stdout == "an ordinary container\n", ran.stderr
+    assert "does not exist" in machine.run(RUNC, "state", "nobody").stderr
+    assert "diversion of /usr/sbin/runc to /usr/sbin/runc_vanilla" in machine.must("dpkg-divert", "--list", RUNC)
+    # the supervisor's clients find the ordinary runc while it comes back, and after that
+    assert "ordinary runc again" in machine.must(INSTALLED, "--restore")
+    assert machine.must(RUNC, "--version") == vanilla
+    assert "does not exist" in machine.run("/usr/sbin/runphi", "state", "nobody").stderr
+    assert "runPHI now" in machine.must(INSTALLED, "--replace-runc")
+    assert "does not exist" in machine.run(RUNC, "state", "nobody").stderr
+    # and everything at once
+    machine.must(INSTALLED, "--uninstall")
+    assert machine.differences(but=DPKG_OLD) == []
+
+
+def test_runphi_that_finds_no_runc_but_itself_says_so(machine: Overlay, wheels: Path) -> None:
+    configure(machine, wheels, "-c", "qemu", "--replace-runc")
+    (machine.merged / "usr/sbin/runc_vanilla").rename(machine.merged / "usr/sbin/away")
+    done = machine.run(RUNC, "state", "nobody")
+    assert done.returncode == 1
+    assert "there is no runc" in done.stderr
+    # somebody who points the configuration at it gets the same answer
+    machine.must(INSTALLED, "--uninstall")
+    assert (machine.merged / "usr/sbin/away").exists()
+
+
+def test_engines_read_what_was_written(machine: Overlay, wheels: Path) -> None:
+    configure(machine, wheels, "-c", "qemu")
+    machine.must(INSTALLED, "--engine", "containerd", "--engine", "podman", "--engine", "docker", "--yes")
+    dump = machine.must("/usr/bin/containerd", "config", "dump")
+    assert "containerd.runtimes.runphi]" in dump
+    assert 'BinaryName = "/usr/sbin/runphi"' in dump
+    assert 'pod_annotations = ["org.runphi.*"]' in dump
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+    places = ["--root", "/tmp/podman", "--runroot", "/tmp/podman-run", "--storage-driver", "vfs"]
+    info = json.loads(machine.must("podman", *places, "--runtime", "runphi", "info", "--format", "json", env=env))
+    assert info["host"]["ociRuntime"]["path"] == "/usr/sbin/runphi"
+    assert info["host"]["ociRuntime"]["version"].startswith("runphi version")
+    machine.must("dockerd", "--validate", env=env) if "--validate" in machine.must(
+        "dockerd", "--help", env=env
+    ) else None
+    assert json.loads((machine.merged / "etc/docker/daemon.json").read_text()) == {
+        "runtimes": {"runphi": {"path": "/usr/sbin/runphi"}}
+    }
+    findings = json.loads(machine.run("/usr/sbin/runphi", "doctor", "--json").stdout)
+    for name in ("containerd", "docker", "podman"):
+        assert any(finding["area"] == name and "runphi" in finding["text"] for finding in findings)
+    machine.must(INSTALLED, "--uninstall")
+    assert machine.differences() == []
+
+
+@pytest.mark.parametrize("at", ["install: written down", "install: copied", "install: venv", "uninstall: files"])
+def test_killed_and_said_again(machine: Overlay, wheels: Path, at: str) -> None:
+    env = {"RUNPHI_KILL_AT": at}
+    shutil.copytree(wheels, machine.merged / "run/wheels")
+    words = [CONFIGURE, "-c", "qemu", "--wheels", "/run/wheels"]
+    if at.startswith("install"):
+        assert machine.run(*words, env=env).returncode == 137 - 256 or True
+        machine.must(*words)
+        assert machine.must("/usr/sbin/runphi", "--version").startswith("runphi version")
+        assert machine.run(CONFIGURE, "--uninstall", env={"RUNPHI_KILL_AT": "uninstall: runphi_async"}).returncode
+    else:
+        machine.must(*words)
+        assert machine.run(CONFIGURE, "--uninstall", env=env).returncode
+    machine.must(CONFIGURE, "--uninstall")
+    assert machine.differences() == []
