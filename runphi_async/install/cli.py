@@ -36,6 +36,7 @@ def parser(name: str = "configure") -> argparse.ArgumentParser:
     which.add_argument("-c", dest="backend", choices=detect.ORDER, help="install for this backend")
     which.add_argument("-a", dest="auto", action="store_true", help=f"the first there is of {', '.join(detect.ORDER)}")
     which.add_argument("--uninstall", action="store_true", help="undo everything, and remove what was installed")
+    which.add_argument("--before-removal", action="store_true", help="undo everything; the package calls it")
     what.add_argument("--board", default="", metavar="BOARD", help="Jailhouse's board: a name or a file")
     what.add_argument("--wheels", metavar="DIR", help="take the Python packages from here, without a network")
     what.add_argument("--destdir", default="", metavar="DIR", help="work on the tree in DIR instead of on this machine")
@@ -69,11 +70,11 @@ def main(argv: Sequence[str], name: str = "configure") -> int:
 
 
 def _run(given: argparse.Namespace, root: Root, name: str) -> int:
-    if given.uninstall:
+    if given.uninstall or given.before_removal:
         _undo(root, change.changed(root))
         if runc.is_replaced(root):
             _say(runc.restore(root))
-        layout.uninstall(root, _say)
+        layout.stop(root) if given.before_removal else layout.uninstall(root, _say)
         return 0
     if given.undo:
         _undo(root, given.engine or change.changed(root))

@@ -124,9 +124,7 @@ def uninstall(root: Root, say: Callable[[str], None]) -> None:
     if known is None:
         say("runPHI is not installed here")
         return
-    _refuse_containers(root)
-    units.systemctl(root, "disable", "--now", *reversed(units.NAMES))
-    _end_supervisor(root)
+    stop(root)
     step("uninstall: supervisor ended")
     for path, written in sorted(known["files"].items()):
         if digest(root(path)) not in ("", *written):
@@ -145,6 +143,16 @@ def uninstall(root: Root, say: Callable[[str], None]) -> None:
     for path in ("/var/log/runphi", "/var/lib/runphi"):
         if os.path.isdir(root(path)):
             say(f"{root(path)} holds what was made since and stays")
+
+
+def stop(root: Root) -> None:
+    """End the supervisor for good.
+
+    :raises RunphiError: there are partitions, which would be left to nobody.
+    """
+    _refuse_containers(root)
+    units.systemctl(root, "disable", "--now", *reversed(units.NAMES))
+    _end_supervisor(root)
 
 
 def containers(root: Root) -> list[str]:

@@ -303,11 +303,23 @@ def test_a_container_of_ours_does_not_go_to_runc(
     assert run(run_dir, "delete", "c1").returncode == 9  # another root: another container
 
 
-def test_a_runc_that_cannot_be_executed_is_said(run_dir: Path) -> None:
-    (run_dir / "runc").symlink_to("/nonexistent/runc")
+def test_a_runc_that_cannot_be_executed_is_said(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    supervisor.scripts.append(lambda session: session.send(wire.RUNC, b"/nonexistent/runc"))
     done = run(run_dir, "start", "c1")
     assert done.returncode == 1
     assert b"cannot run /nonexistent/runc" in done.stderr
+
+
+@pytest.mark.parametrize("known", ["/nonexistent/runc", RUNPHI, "link"])
+def test_a_runc_that_is_gone_or_has_become_ourselves_is_asked_for(
+    supervisor: FakeSupervisor, run_dir: Path, runc: Path, tmp_path: Path, known: str
+) -> None:
+    (tmp_path / "link").symlink_to(RUNPHI)
+    (run_dir / "runc").unlink()
+    (run_dir / "runc").symlink_to(tmp_path / "link" if known == "link" else known)
+    supervisor.scripts.append(lambda session: session.send(wire.RUNC, os.fsencode(runc)))
+    done = run(run_dir, "start", "c1")
+    assert (done.returncode, done.stdout) == (9, b"from runc\n")
 
 
 # Section: the init stub

@@ -128,6 +128,10 @@ def test_real_runc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths[1].touch(0o755)
     assert Config().real_runc() == str(paths[1])
     assert Config(runc=str(paths[0])).real_runc() is None
+    # our own launcher under that name is passed over
+    paths[0].symlink_to(Path(__file__).parents[2] / "bin" / "runphi")
+    assert Config().real_runc() == str(paths[1])
+    assert Config(runc=str(paths[0])).real_runc() is None
 
 
 @pytest.mark.parametrize(

@@ -101,5 +101,5 @@ def test_engines_that_were_changed(tmp_path: Path) -> None:
     assert f"{path} was given the runtime runphi" in texts(examine.examine(root), Level.OK)
     root.write(path, b"")
     assert texts(examine.examine(root), Level.WARNING) == [f"{path} names the runtime runphi no more"]
-    root.write("/var/lib/runphi/install/engine-podman.json", b"{")
+    root.write("/var/lib/runphi/install/runc.json", b"{")
     assert "cannot read" in texts(examine.examine(root), Level.WARNING)[0]
