@@ -68,10 +68,10 @@ def apply(root: Root, change: Change) -> None:
         "directories": [*known["directories"], *root.missing_directories(os.path.dirname(change.path))],
     }
     made = [*known["record_directories"], *root.missing_directories(STATE)]
-    root.write(_backup(change.engine), change.before or b"", 0o600)
-    step("engine: backup")
     record.save(root, name, {**content, "record_directories": made})
     step("engine: written down")
+    root.write(_backup(change.engine), change.before or b"", 0o600)
+    step("engine: backup")
     root.write(change.path, change.after)
     step("engine: changed")
 
@@ -84,7 +84,6 @@ def undo(root: Root, name: str) -> str:
     engine(name)
     known = record.load(root, PREFIX + name)
     if known is None:
-        remove(root(_backup(name)))
         return f"the configuration of {name} was not changed by runPHI"
     path = str(known["path"])
     old = root.read(_backup(name)) if known["existed"] else None

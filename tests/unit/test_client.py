@@ -407,7 +407,13 @@ def test_no_supervisor_and_none_can_be_started(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert b"cannot start the supervisor: no Python environment at" in done.stderr
-    assert b"quickstart" in done.stderr
+    assert b"configure -a once as root" in done.stderr
+    (tmp_path / "bin" / "quickstart").touch()
+    done = subprocess.run(
+        [tmp_path / "bin" / "runphi", "list"], env={"RUNPHI_RUN_DIR": str(tmp_path / "run")}, capture_output=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert b"bin/quickstart once as root" in done.stderr
 
 
 def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:

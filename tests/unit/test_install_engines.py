@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from runphi_async.install import change, cli, record
 from runphi_async.install.engines import ENGINES, containerd, docker
 from runphi_async.install.root import STATE, Root
 
+ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = """version = 2
 
 # where plugins are
@@ -250,3 +254,30 @@ def test_several_engines_at_once(tmp_path: Path) -> None:
     assert change.changed(Root(str(tmp_path))) == list(ENGINES)
     assert cli.main([*words, "--undo"]) == 0
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["containerd", "podman"])
+@pytest.mark.parametrize("at", ["engine: written down", "engine: backup", "engine: changed", "undo: put back"])
+def test_killed_at_every_step(tmp_path: Path, name: str, at: str) -> None:
+    (tmp_path / "root").mkdir()
+    words, path = prepared(tmp_path / "root", name)
+    before = snapshot(tmp_path / "root")
+
+    def call(*more: str, kill: str = "") -> None:
+        argv = [sys.executable, "-IB", str(ROOT / "bin" / "configure"), *words, *more]
+        done = subprocess.run(argv, env={"RUNPHI_KILL_AT": kill}, capture_output=True, text=True, check=False)
+        assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+
+    def begun() -> None:
+        if at.startswith("undo"):
+            call("--yes")
+        call("--undo" if at.startswith("undo") else "--yes", kill=at)
+
+    begun()
+    call("--undo")
+    assert snapshot(tmp_path / "root") == before
+    begun()
+    call("--yes")
+    assert "runphi" in path.read_text()
+    call("--undo")
+    assert snapshot(tmp_path / "root") == before

@@ -31,6 +31,10 @@ TABLE: Final = {
     "options": {"BinaryName": "/usr/sbin/runphi"},
 }
 
+#: as it is where no file says anything; without it pods that name no runtime would not start any more
+RUNC: Final = {"runtime_type": "io.containerd.runc.v2"}
+_RUNC_MARK: Final = "# runPHI: containerd's own runc, which it forgets as soon as a file names any runtime"
+
 
 def edit(text: str) -> str:
     """Return the configuration with our runtime in it."""
@@ -42,7 +46,10 @@ def edit(text: str) -> str:
     version = table.get("version", 1)
     if version not in PLUGINS:
         raise RunphiError(f"cannot change {PATH}: its version is {version}", f"known: {', '.join(map(str, PLUGINS))}")
-    return toml.add(text, PATH, ["plugins", PLUGINS[version], "containerd", "runtimes", "runphi"], TABLE)
+    runtimes = ["plugins", PLUGINS[version], "containerd", "runtimes"]
+    if toml.at(table, runtimes) is None:
+        text = toml.add(text, PATH, [*runtimes, "runc"], RUNC, _RUNC_MARK)
+    return toml.add(text, PATH, [*runtimes, "runphi"], TABLE)
 
 
 def remark(text: str) -> str:

@@ -42,10 +42,11 @@ def at(table: dict[str, Any], path: Sequence[str]) -> Any:
     return found
 
 
-def add(text: str, name: str, path: Sequence[str], content: dict[str, Any]) -> str:
+def add(text: str, name: str, path: Sequence[str], content: dict[str, Any], mark: str = MARK) -> str:
     """Return the text with one more table.
 
     :param name: of the file, for errors.
+    :param mark: the comment above it.
     :raises RunphiError: something else is there already, or the file does not allow it.
     """
     before = read(text, name)
@@ -62,7 +63,7 @@ def add(text: str, name: str, path: Sequence[str], content: dict[str, Any]) -> s
     if isinstance(here, dict):
         here[path[-1]] = content
     gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
-    new = f"{text}{gap}{MARK}\n{block}"
+    new = f"{text}{gap}{mark}\n{block}"
     try:
         after = tomllib.loads(new)
     except tomllib.TOMLDecodeError:
