@@ -62,7 +62,7 @@ class Overlay:
         variables = {} if env is None else env
         words = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in variables.items()), *argv]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            options = {"stdin": subprocess.DEVNULL, "check": False, "timeout": 100, **more}
+            options = {"stdin": subprocess.DEVNULL, "check": False, "timeout": 300, **more}
             done = subprocess.run([*enter, *words], stdout=out, stderr=err, **options)
             out.seek(0)
             err.seek(0)

@@ -23,7 +23,10 @@ INSTALLED = "/usr/sbin/runphi-configure"
 DPKG_OLD = ("/var/lib/dpkg/diversions-old",)
 RUNC = "/usr/sbin/runc"
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces are made by root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces are made by root"),
+    pytest.mark.timeout(600),  # several Python environments are made
+]
 
 
 def configure(machine: Overlay, wheels: Path, *words: str) -> str:

@@ -34,6 +34,9 @@ def run(*argv: str | Path, **more: str) -> str:
     return done.stdout
 
 
+pytestmark = pytest.mark.timeout(600)  # packages are fetched and built
+
+
 # Section: wheel and source distribution
 
 
