@@ -56,14 +56,19 @@ class Overlay:
         self._holder.stdout.close()
         shutil.rmtree(self.path)
 
+    def command(self, *argv: str, env: dict[str, str] | None = None) -> list[str]:
+        """Return the command line that runs a command there, with this environment and no other."""
+        enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", "chroot", f"{self.path}/root"]
+        variables = [f"{name}={value}" for name, value in (env or {}).items()]
+        return [*enter, "/usr/bin/env", "-i", *variables, *argv]
+
     def run(self, *argv: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a command there. Its output goes to files: what it leaves behind must not make us wait."""
-        enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", "chroot", f"{self.path}/root"]
-        variables = {} if env is None else env
-        words = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in variables.items()), *argv]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            options = {"stdin": subprocess.DEVNULL, "check": False, "timeout": 300, **more}
-            done = subprocess.run([*enter, *words], stdout=out, stderr=err, **options)
+            options = {"stdin": subprocess.DEVNULL, "check": False, "timeout": 300, "text": True, **more}
+            if "input" in options:
+                del options["stdin"]
+            done = subprocess.run(self.command(*argv, env=env), stdout=out, stderr=err, **options)
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())

@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.place import ROOT
+from tests.system.place import ROOT, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.system.overlay import Overlay
 
 CONFIGURE = str(ROOT / "bin" / "configure")
@@ -22,6 +25,8 @@ INSTALLED = "/usr/sbin/runphi-configure"
 #: dpkg keeps the list before the last change
 DPKG_OLD = ("/var/lib/dpkg/diversions-old",)
 RUNC = "/usr/sbin/runc"
+#: of containerd, and so the name of a cgroup
+NAMESPACE = "runphi-configure"
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces are made by root"),
@@ -34,8 +39,8 @@ def configure(machine: Overlay, wheels: Path, *words: str) -> str:
     folder = machine.merged / "run/wheels"
     if not folder.exists():
         shutil.copytree(wheels, folder)
-    offline = ["unshare", "--net", CONFIGURE]
-    return machine.must(*offline, *words, "--wheels", "/run/wheels", env={"PATH": "/usr/bin"})
+    offline = ["/usr/bin/unshare", "--net", CONFIGURE]
+    return machine.must(*offline, *words, "--wheels", "/run/wheels")
 
 
 def test_installed_used_and_uninstalled(machine: Overlay, wheels: Path) -> None:
@@ -128,6 +133,51 @@ def test_engines_read_what_was_written(machine: Overlay, wheels: Path) -> None:
         assert any(finding["area"] == name and "runphi" in finding["text"] for finding in findings)
     machine.must(INSTALLED, "--uninstall")
     assert machine.differences() == []
+
+
+@pytest.fixture
+def containerd(machine: Overlay, inmates_built: Path) -> Iterator[list[str]]:
+    """A containerd of that machine, and the words that `ctr` reaches it by; the demo image is there."""
+    # overlayfs does not lie on overlayfs: what containerd keeps is in memory
+    place = machine.merged / "run/cd"
+    place.mkdir()
+    (place / "config.toml").write_text(
+        'version = 2\nroot = "/run/cd/root"\nstate = "/run/cd/state"\n'
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "/run/cd/sock"\n'
+        '[plugins."io.containerd.internal.v1.opt"]\npath = "/run/cd/opt"\n'
+    )
+    build = [str(ROOT / "bin/build-images"), str(place / "images"), "--inmates", str(inmates_built)]
+    subprocess.run(build, check=True, capture_output=True)
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    words = machine.command("containerd", "--config", "/run/cd/config.toml", env=env)
+    ctr = ["/usr/bin/ctr", "--address", "/run/cd/sock", "--namespace", NAMESPACE]
+    with (
+        open(place / "log", "w") as log,
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as it,
+    ):
+        try:
+            until(lambda: machine.run(*ctr, "version").returncode == 0, "a containerd that answers")
+            machine.must(*ctr, "image", "import", "/run/cd/images/demo.tar")
+            yield ctr
+        finally:
+            it.terminate()
+            it.wait()
+            for group in Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}"):
+                group.rmdir()
+
+
+@pytest.mark.qemu
+def test_ctr_run_as_ever(machine: Overlay, wheels: Path, containerd: list[str]) -> None:
+    """The way of the original: configure, and `ctr run` without a word of the runtime makes a partition."""
+    configure(machine, wheels, "-c", "qemu", "--replace-runc")
+    run = [*containerd, "run", "--rm", "--env", "INMATE=/boot/inmate.elf", "runphi/demo:latest", "first", "/x"]
+    done = machine.run(*run, input="echo hi from a partition\nexit 3\n")
+    assert (done.returncode, "hi from a partition" in done.stdout) == (3, True), (done.stdout, done.stderr)
+    # with the ordinary runc back the same command looks for a program /x
+    machine.must(INSTALLED, "--restore")
+    assert "no such file" in machine.run(*run).stderr
+    assert "/var/log/runphi holds what was made since and stays" in machine.must(INSTALLED, "--uninstall")
+    assert machine.differences(but=(*DPKG_OLD, "/var/log/runphi")) == []
 
 
 def test_killed_and_said_again(machine: Overlay, wheels: Path) -> None:
