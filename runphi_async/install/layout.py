@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from runphi_async.errors import RunphiError
 from runphi_async.install import record, settings, tree, units
@@ -64,56 +64,82 @@ def is_package(root: Root) -> bool:
     return os.path.exists(root(PACKAGE)) and os.path.isdir(root(HOME))
 
 
+class Plan(NamedTuple):
+    """What an installation writes.
+
+    :ivar extras: files by their names; ``links``: launchers and what they start.
+    :ivar during: the record until it is done: both the old and the new version of a file are ours; ``after``: then.
+    :ivar kept: files of ours that somebody has changed.
+    """
+
+    extras: dict[str, bytes]
+    links: dict[str, str]
+    during: dict[str, Any]
+    after: dict[str, Any]
+    kept: list[str]
+
+
+def plan(root: Root, backend: str, board: str) -> Plan:
+    """Decide what is written; nothing is.
+
+    :raises RunphiError: a file of somebody else is in one of the places.
+    """
+    whole = not is_package(root)
+    known: dict[str, Any] = record.load(root, NAME) or {"files": {}, "directories": []}
+    old: dict[str, list[str]] = known["files"]
+    extras, links = (files(tree.source()), launchers()) if whole else ({}, {})
+    for path in (*extras, *links):
+        if os.path.lexists(root(path)) and path not in old:
+            what = f"cannot install: {root(path)} is there and was not made by us"
+            raise RunphiError(what, "move it away and try again")
+    extras[CONFIG] = settings.text(backend, board).encode()
+    kept = [path for path in extras if digest(root(path)) not in ("", *old.get(path, []))]
+    extras = {path: data for path, data in extras.items() if path not in kept}
+    new = {path: [digest_of(data)] for path, data in extras.items()}
+    new |= {path: [f"link:{relative(path, target)}"] for path, target in links.items()}
+    places = [os.path.dirname(path) for path in new] + ([HOME] if whole else [])
+    directories = {directory for place in places for directory in root.missing_directories(place)}
+    after = {
+        **known,
+        "version": VERSION,
+        "backend": backend,
+        "trees": tree.parts() if whole else [],
+        "directories": sorted(directories | set(known["directories"])),
+        "files": {path: was[-1:] for path, was in old.items()} | new,
+    }
+    during = {**after, "files": {path: [*old.get(path, []), *then] for path, then in after["files"].items()}}
+    return Plan(extras, links, during, after, kept)
+
+
 def install(root: Root, backend: str, board: str, wheels: str | None, say: Callable[[str], None]) -> None:
     """Install, or bring an installation up to date."""
     settings.check_board(board)
-    top = tree.source()
-    whole = not is_package(root)
-    known: dict[str, Any] = record.load(root, NAME) or {"files": {}, "directories": []}
-    extras, links = (files(top), launchers()) if whole else ({}, {})
-    _refuse_foreign(root, known["files"], [*extras, *links])
-    ours = settings.is_ours(root, known["files"].get(CONFIG, []))
-    if ours:
-        extras[CONFIG] = settings.text(backend, board).encode()
-    digests = {path: digest_of(data) for path, data in extras.items()}
-    digests |= {path: f"link:{relative(path, target)}" for path, target in links.items()}
-    known |= {"version": VERSION, "backend": backend, "trees": tree.parts() if whole else []}
-    directories = {
-        made for path in (*digests, f"{HOME}/bin") for made in root.missing_directories(os.path.dirname(path))
-    }
-    known["directories"] = sorted(directories | set(known["directories"]))
-    # until it is done both the old and the new version of a file are ours
-    after = {
-        **{path: was[-1:] for path, was in known["files"].items()},
-        **{path: [new] for path, new in digests.items()},
-    }
-    known["files"] = {path: [*known["files"].get(path, []), *new] for path, new in after.items()}
-    record.save(root, NAME, known)
+    wanted = plan(root, backend, board)
+    record.save(root, NAME, wanted.during)
     step("install: written down")
-    new = whole and tree.put(root, wheels or tree.wheels_beside(top))
+    new = not is_package(root) and tree.put(root, wheels or tree.wheels_beside(tree.source()))
     say(f"runPHI {VERSION} is in {root(HOME)}" if new else f"runPHI {VERSION} in {root(HOME)} stays as it is")
-    for path, data in extras.items():
+    for path, data in wanted.extras.items():
         root.write(path, data)
         step(f"install: {path}")
-    for path, target in links.items():
+    for path, target in wanted.links.items():
         root.link(path, relative(path, target))
         step(f"install: {path}")
-    record.save(root, NAME, {**known, "files": after})
+    record.save(root, NAME, wanted.after)
     units.systemctl(root, "daemon-reload")
-    if not ours and (missing := settings.differences(root, backend, board)):
-        say(f"{root(CONFIG)} is yours and was left alone; write into it: {', '.join(missing)}")
-    if ours:
+    _tell(root, backend, board, wanted, say)
+
+
+def _tell(root: Root, backend: str, board: str, wanted: Plan, say: Callable[[str], None]) -> None:
+    for path in wanted.kept:
+        if path != CONFIG:
+            say(f"{root(path)} was changed by somebody and stays so")
+    if CONFIG not in wanted.kept:
         say(f"{root(CONFIG)} says backend {backend}")
-    if backend == "jailhouse" and not board and ours:
-        say(f"no board is set: write jailhouse.board into {root(CONFIG)}, or say --board NAME")
-
-
-def _refuse_foreign(root: Root, known: dict[str, list[str]], paths: list[str]) -> None:
-    for path in paths:
-        if os.path.lexists(root(path)) and path not in known:
-            raise RunphiError(
-                f"cannot install: {root(path)} is there and was not made by us", "move it away and try again"
-            )
+        if backend == "jailhouse" and not board:
+            say(f"no board is set: write jailhouse.board into {root(CONFIG)}, or say --board NAME")
+    elif missing := settings.differences(root, backend, board):
+        say(f"{root(CONFIG)} is yours and was left alone; write into it: {', '.join(missing)}")
 
 
 def uninstall(root: Root, say: Callable[[str], None]) -> None:

@@ -37,8 +37,10 @@ def load(root: Root, name: str) -> dict[str, Any] | None:
 
 def save(root: Root, name: str, content: dict[str, Any]) -> None:
     """Write a record. The directories that are made for it are named in it, so that they go with it."""
-    made = root.missing_directories(STATE)
-    content.setdefault("record_directories", made)
+    if "record_directories" not in content:
+        before = load(root, name) or {}
+        made = before.get("record_directories", root.missing_directories(STATE))
+        content = {**content, "record_directories": made}
     root.write(path(name), json.dumps(content, indent=1).encode() + b"\n")
 
 

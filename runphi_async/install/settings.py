@@ -9,7 +9,7 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from runphi_async.errors import RunphiError
-from runphi_async.install.root import CONFIG, digest
+from runphi_async.install.root import CONFIG
 
 if TYPE_CHECKING:
     from runphi_async.install.root import Root
@@ -32,11 +32,6 @@ def text(backend: str, board: str) -> str:
         ]
         lines += ['#board = "…"']
     return "\n".join(lines) + "\n"
-
-
-def is_ours(root: Root, known: list[str]) -> bool:
-    """Whether the file may be written: there is none, or it is as we wrote it."""
-    return digest(root(CONFIG)) in ("", *known)
 
 
 def differences(root: Root, backend: str, board: str) -> list[str]:

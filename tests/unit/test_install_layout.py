@@ -100,6 +100,16 @@ def test_a_configuration_that_was_changed_stays(destdir: Path, capsys: pytest.Ca
     assert files(destdir) == {"etc": None, "etc/runphi": None, CONFIG[1:]: changed}
 
 
+def test_a_unit_that_was_changed_stays(destdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert configure(destdir, "-c", "qemu") == 0
+    unit = destdir / "etc/systemd/system/runphid.service"
+    unit.write_text("mine")
+    assert configure(destdir, "-c", "qemu") == 0
+    assert f"{unit} was changed by somebody and stays so" in capsys.readouterr().out
+    assert configure(destdir, "--uninstall") == 0
+    assert unit.read_text() == "mine"
+
+
 def test_partitions_keep_the_installation(destdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert configure(destdir, "-c", "qemu") == 0
     (destdir / "run/runPHI/demo").mkdir(parents=True)
