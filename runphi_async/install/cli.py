@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.install import change, detect, layout, runc
 from runphi_async.install.engines import ENGINES, containerd, engine
-from runphi_async.install.root import Root
+from runphi_async.install.root import SBIN, Root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,6 +106,8 @@ def _detected(root: Root) -> str:
 
 def _engine(root: Root, name: str, yes: bool) -> bool:
     """Add the runtime to an engine; False when somebody said no."""
+    if not os.path.exists(root(f"{SBIN}/runphi")):
+        raise RunphiError(f"cannot make runPHI known to {name}: it is not installed", "configure -a installs it")
     planned = change.plan(root, name)
     if not planned.needed:
         _say(f"{root(planned.path)} names the runtime runphi already")

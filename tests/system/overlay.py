@@ -6,13 +6,17 @@ What was changed lies in one directory, so ``differences`` compares the whole ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.system.place import ended
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,10 +55,25 @@ class Overlay:
     ) -> None:
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
+        while left := self.processes():  # a guardian may have started another supervisor
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                ended(pid)
         self._holder.stdin.close()
         self._holder.wait()
         self._holder.stdout.close()
         shutil.rmtree(self.path)
+
+    def processes(self) -> list[int]:
+        """Return the processes that live there: whoever is in the namespace, which nobody else can be in."""
+        space = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(OSError):
+                if pid != self._holder.pid and os.readlink(f"/proc/{pid}/ns/mnt") == space:
+                    found.append(pid)
+        return found
 
     def command(self, *argv: str, env: dict[str, str] | None = None) -> list[str]:
         """Return the command line that runs a command there, with this environment and no other."""

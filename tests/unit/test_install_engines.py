@@ -168,6 +168,9 @@ def snapshot(top: Path) -> dict[str, bytes | None]:
 
 def prepared(tmp_path: Path, name: str) -> tuple[list[str], Path]:
     path = Path(f"{tmp_path}{ENGINES[name].path}")
+    launcher = tmp_path / "usr/sbin/runphi"
+    launcher.parent.mkdir(parents=True, exist_ok=True)
+    launcher.touch()
     text = BEFORE[name]
     if text is not None:
         path.parent.mkdir(parents=True)
@@ -228,9 +231,16 @@ def test_what_somebody_changed_since_is_shown_and_kept(
 
 def test_a_file_taken_away_by_hand_is_no_trouble(tmp_path: Path) -> None:
     words, path = prepared(tmp_path, "podman")
+    before = snapshot(tmp_path)
     assert cli.main([*words, "--yes"]) == 0
     path.unlink()
     assert cli.main([*words, "--undo"]) == 0
+    assert snapshot(tmp_path) == before
+
+
+def test_a_runtime_that_is_not_installed_is_not_made_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--destdir", str(tmp_path), "--engine", "docker", "--yes"]) == 1
+    assert "it is not installed; configure -a installs it" in capsys.readouterr().err
     assert snapshot(tmp_path) == {}
 
 
