@@ -16,6 +16,7 @@ import pytest
 
 from runphi_async.testing.containerd import CHECKOUT
 from tests.engine.harness import LINUX_GUEST, PLAIN_RUNC, PLAIN_RUNPHI, Engine, Runtime
+from tests.engine.pods import PodEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LARGE_MIB = 200
 #: shims, supervisors' clients and virtual machines end a moment after ctr does
 SETTLE = 5.0
+#: archives that pods are made of
+POD_IMAGES = ("demo", "busybox", "pause")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +57,7 @@ def images(place: Path) -> list[Path]:
         inmates,
         "--large",
         str(LARGE_MIB),
+        "--pause",
     ]
     subprocess.run([tools / "build-inmates", inmates], check=True, capture_output=True)
     subprocess.run(build, check=True, capture_output=True)
@@ -81,16 +85,21 @@ def containerd(place: Path, images: list[Path]) -> Iterator[Engine]:
 def engine(containerd: Engine) -> Iterator[Engine]:
     """The session's containerd for one test, which must not leave a process or a cgroup behind."""
     yield containerd
-    containerd.sweep()
+    settle(containerd)
+
+
+def settle(engine: Engine) -> None:
+    """Removes a test's containers; fails it when a process or a cgroup stays all the same."""
+    engine.sweep()
     deadline = time.monotonic() + SETTLE
-    while (left := [*containerd.strays(), *map(str, containerd.cgroups())]) and time.monotonic() < deadline:
+    while (left := [*engine.strays(), *map(str, engine.cgroups())]) and time.monotonic() < deadline:
         time.sleep(0.02)
     if left:
         # the next test must not inherit them
-        for line in containerd.strays():
+        for line in engine.strays():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(line.partition(":")[0]), 9)
-        for group in containerd.cgroups():
+        for group in engine.cgroups():
             with contextlib.suppress(OSError):
                 group.rmdir()
     assert not left, "left over after the test:\n" + "\n".join(left)
@@ -110,3 +119,27 @@ def plain(request: pytest.FixtureRequest) -> Runtime:
     """A plain container run by runc and by this project's runtime, which must be the same."""
     runtime: Runtime = request.param
     return runtime
+
+
+@pytest.fixture(scope="session")
+def pod_engine(place: Path, images: list[Path]) -> Iterator[PodEngine]:
+    """The session's containerd with its CRI plugin, in a network namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("containerd needs root")
+    config = place / "pods.toml"
+    config.write_text(f'[log]\ndir = "{place}/pod-log"\n')
+    engine = PodEngine(place / "ps", place / "p", {"RUNPHI_CONFIG": str(config)})
+    try:
+        engine.start()
+        engine.load([path for path in images if path.stem in POD_IMAGES])
+        yield engine
+    finally:
+        left = engine.stop()
+    assert not left, "left over after the session:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def pods(pod_engine: PodEngine) -> Iterator[PodEngine]:
+    """The session's containerd with CRI for one test, which must not leave a process or a cgroup behind."""
+    yield pod_engine
+    settle(pod_engine)

@@ -113,7 +113,7 @@ def test_engines_read_what_was_written(machine: Overlay, wheels: Path) -> None:
     dump = machine.must("/usr/bin/containerd", "config", "dump")
     assert "containerd.runtimes.runphi]" in dump
     assert 'BinaryName = "/usr/sbin/runphi"' in dump
-    assert 'pod_annotations = ["org.runphi.*"]' in dump
+    assert 'pod_annotations = ["org.runphi.*", "org.runphi.*/*"]' in dump
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
     places = ["--root", "/tmp/podman", "--runroot", "/tmp/podman-run", "--storage-driver", "vfs"]
     assert machine.must("podman", *places, "info", "--format", "{{.Host.OCIRuntime.Name}}", env=env) in (

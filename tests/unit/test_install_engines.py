@@ -65,6 +65,21 @@ def test_containerd(text: str, plugin: str) -> None:
     assert containerd.edit(new) == new
 
 
+def test_containerd_whose_cgroups_systemd_makes() -> None:
+    options = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]\nSystemdCgroup = true\n'
+    new = containerd.edit("version = 2\n" + options)
+    runtimes = tomllib.loads(new)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    assert runtimes["runphi"]["options"] == {"BinaryName": "/usr/sbin/runphi", "SystemdCgroup": True}
+    assert runtimes["runc"] == {"options": {"SystemdCgroup": True}}
+    assert containerd.edit(new) == new
+
+
+def test_containerd_gets_what_the_example_for_kubernetes_has() -> None:
+    example = tomllib.loads((ROOT / "examples" / "kubernetes" / "containerd.toml").read_text())
+    runtimes = example["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    assert runtimes == {"runphi": containerd.TABLE}
+
+
 def test_containerd_of_an_unknown_version_is_left_alone() -> None:
     with pytest.raises(RunphiError, match="its version is 4"):
         containerd.edit("version = 4\n")

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runphi_async.errors import RunphiError
 from runphi_async.install.engines import toml
@@ -22,12 +22,12 @@ PLUGINS: Final[Mapping[int, str]] = {
     2: "io.containerd.grpc.v1.cri",
     3: "io.containerd.cri.v1.runtime",
 }
-#: pods' annotations that the runtime gets to see
-_ANNOTATIONS: Final = ["org.runphi.*"]
-TABLE: Final = {
+#: a * stands for anything but a slash: the second is for what names one container of the pod
+_POD: Final = ["org.runphi.*", "org.runphi.*/*"]
+TABLE: Final[dict[str, Any]] = {
     "runtime_type": "io.containerd.runc.v2",
-    "pod_annotations": _ANNOTATIONS,
-    "container_annotations": _ANNOTATIONS,
+    "pod_annotations": _POD,
+    "container_annotations": _POD[:1],
     "options": {"BinaryName": "/usr/sbin/runphi"},
 }
 
@@ -49,7 +49,11 @@ def edit(text: str) -> str:
     runtimes = ["plugins", PLUGINS[version], "containerd", "runtimes"]
     if toml.at(table, runtimes) is None:
         text = toml.add(text, PATH, [*runtimes, "runc"], RUNC, _RUNC_MARK)
-    return toml.add(text, PATH, [*runtimes, "runphi"], TABLE)
+    options = TABLE["options"]
+    if toml.at(table, [*runtimes, "runc", "options", "SystemdCgroup"]) is True:
+        # kubelet and every runtime of a node must agree on who makes the cgroups
+        options = {**options, "SystemdCgroup": True}
+    return toml.add(text, PATH, [*runtimes, "runphi"], {**TABLE, "options": options})
 
 
 def remark(text: str) -> str:
