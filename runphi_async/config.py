@@ -387,7 +387,8 @@ class Config(_Section, frozen=True):
 
     def real_runc(self) -> str | None:
         """Return the path of the real runc, or None when there is none; runPHI under that name is none."""
-        return realrunc.find((self.runc,) if self.runc else realrunc.CANDIDATES)
+        # the one that is named may have become runPHI since: `configure --replace-runc` keeps it beside
+        return realrunc.find((self.runc, f"{self.runc}_vanilla") if self.runc else realrunc.CANDIDATES)
 
 
 def load(path: str | None = None) -> Config:

@@ -90,6 +90,9 @@ def undo(root: Root, name: str) -> str:
     now = root.read(path)
     written = digest_of(now) if now is not None else ""
     if written == known["after"]:
+        if known["existed"] and old is None:
+            what = f"cannot undo the change of {root(path)}: {root(_backup(name))} is gone"
+            raise RunphiError(what, "take the runtime runphi out by hand and say --undo again")
         _put_back(root, path, old)
     elif now != old and names_us(name, now):
         ours = engine(name).edit((old or b"").decode()).encode()

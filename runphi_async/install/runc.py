@@ -106,7 +106,7 @@ def restore(root: Root) -> str:
     record.save(root, NAME, {**known, "phase": "restore"})
     step("restore: written down")
     diverted = divert and diversion.target(root, path) == vanilla
-    if _is_vanilla(root, vanilla) and (diverted or is_ours(root, path) or not os.path.lexists(root(path))):
+    if _is_vanilla(root, vanilla) and (diverted or not _is_vanilla(root, path)):
         _publish(root, path)
         if not _same(root, path, vanilla):
             _second_name(root, vanilla, path)

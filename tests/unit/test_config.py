@@ -132,6 +132,8 @@ def test_real_runc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths[0].symlink_to(Path(__file__).parents[2] / "bin" / "runphi")
     assert Config().real_runc() == str(paths[1])
     assert Config(runc=str(paths[0])).real_runc() is None
+    (tmp_path / "a_vanilla").touch(0o755)
+    assert Config(runc=str(paths[0])).real_runc() == str(tmp_path / "a_vanilla")
 
 
 @pytest.mark.parametrize(

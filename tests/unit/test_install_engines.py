@@ -259,6 +259,16 @@ def test_a_runtime_that_is_not_installed_is_not_made_known(tmp_path: Path, capsy
     assert snapshot(tmp_path) == {}
 
 
+def test_a_copy_that_is_gone_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, path = prepared(tmp_path, "docker")
+    assert cli.main([*words, "--yes"]) == 0
+    written = path.read_bytes()
+    Path(f"{tmp_path}{STATE}/engine-docker.before").unlink()
+    assert cli.main([*words, "--undo"]) == 1
+    assert "engine-docker.before is gone" in capsys.readouterr().err
+    assert path.read_bytes() == written
+
+
 def test_an_entry_taken_out_by_hand_may_be_added_again(tmp_path: Path) -> None:
     words, path = prepared(tmp_path, "containerd")
     assert cli.main([*words, "--yes"]) == 0
