@@ -56,6 +56,7 @@ def launchers() -> dict[str, str]:
         f"{SBIN}/runphid": f"{HOME}/bin/runphid",
         f"{SBIN}/runphi-configure": f"{HOME}/bin/configure",
         f"{SBIN}/runphi-prepare-guest": f"{HOME}/bin/prepare-guest",
+        f"{SBIN}/start_jailhouse": f"{HOME}/bin/start_jailhouse",
     }
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PYTHON: Final = "/usr/bin/python3"
 #: what is copied; the order is that in which a newer version takes the place of an older one
 PARTS: Final = ("packaging", "backends", "consoles", "runphi_async", "bin", "pyproject.toml", "LICENSE")
-BINARIES: Final = ("configure", "prepare-guest", "runphi", "runphid")
+BINARIES: Final = ("configure", "prepare-guest", "runphi", "runphid", "start_jailhouse")
 VENV: Final = "venv"
 #: where a new version is put together, inside the home so that it is on the same file system
 STAGE: Final = ".new"

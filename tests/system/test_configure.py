@@ -57,6 +57,7 @@ def test_installed_used_and_uninstalled(machine: Overlay, wheels: Path) -> None:
     assert (
         machine.must("/usr/share/runPHI/venv/bin/python", "-c", "import anyio, re2, msgspec; print('all')") == "all\n"
     )
+    assert "usage: start_jailhouse" in machine.must("/usr/sbin/start_jailhouse", "--help")
     # again, by the installed program: nothing is changed
     assert "stays as it is" in machine.must(INSTALLED, "-c", "qemu")
     # a newer version over it, and another backend: the file is still as we wrote it
