@@ -23,7 +23,10 @@ RUN_PACKAGES=(
 
 #: what the tests need beside that
 # shellcheck disable=SC2034 # bin/test uses it
-TEST_PACKAGES=(socat containernetworking-plugins iproute2 device-tree-compiler libc6-dev-arm64-cross)
+TEST_PACKAGES=(
+    socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git
+    device-tree-compiler libc6-dev-arm64-cross
+)
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {

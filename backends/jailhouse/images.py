@@ -16,38 +16,29 @@ from backends.guest import elf
 from backends.jailhouse import linuxfiles
 from backends.jailhouse.plan import Form
 from backends.jailhouse.tool import Image
-from runphi_async.errors import BackendError, UnsupportedError
+from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backends.jailhouse.plan import CellPlan, Load
+    from backends.jailhouse.plan import Load
 
 #: largest flat file made of an ELF file whose room nobody bounds
 FLAT_MAX: Final = 1 << 30
 CHUNK: Final = 1 << 20
 
 
-def refuse_unsupported(cell: CellPlan) -> None:
-    """Refuse a cell that this version cannot load.
-
-    :raises UnsupportedError: and why.
-    """
-    for load in cell.loads:
-        if load.form is Form.RPU:
-            raise UnsupportedError(
-                f"cannot load {load.source}: this version plans images for remote processors and does not start them",
-                "leave rpu_req or annotation org.runphi.rpu out",
-            )
-
-
 def images(loads: Sequence[Load], directory: str) -> list[Image]:
     """Return what to load, ready for the tool; writes flat files into ``directory`` (blocks).
+
+    Images for remote processors are left to ``firmware.link``.
 
     :raises BackendError: something is not as it was when it was planned.
     """
     made = []
     for number, load in enumerate(loads):
+        if load.form is Form.RPU:
+            continue
         if load.form is Form.TEXT:
             made.append(Image(load.address, text=load.source))
             continue

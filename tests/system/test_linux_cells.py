@@ -201,6 +201,14 @@ def test_on_the_hypervisors_console(place: LinuxPlace) -> None:
     assert [line for line in cell.rest().splitlines() if line] == [b"one", b"two"]
 
 
+def test_on_a_virtio_console(place: LinuxPlace) -> None:
+    cell = place.started("hvc", "echo begun; read line; echo read $line; exit 6", port="con1")
+    cell.expect(b"begun\n")
+    cell.type(b"this\n")
+    assert cell.wait() == 6
+    assert cell.rest() == b"read this\n"
+
+
 def test_without_a_console_the_state_tells(place: LinuxPlace) -> None:
     for name, code, told in (("well", 0, 0), ("badly", 6, 1)):
         cell = place.started(name, f"exit {code}", port="none")

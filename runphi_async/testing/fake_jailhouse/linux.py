@@ -227,6 +227,8 @@ def _console(guest: Guest, conf: Conf, tree: Node, bootargs: str) -> Write:
     if device == "kmsg":
         return into_log
     ports = [_TERMINALS.get(word) for node in tree.children for word in node.texts("compatible")]
+    if guest.cell.has_hvc:
+        ports.append("hvc0")
     if device not in consoles or device not in ports:
         raise BootError(f"init wants {device}, which the kernel does not have")
     return guest.cell.write_all
