@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -120,9 +119,10 @@ class Docker(CommandLine):
         if self._process is not None:
             self.remove_containers()
         self.halt()
-        point = self.store / "d" / "overlay2"
-        if os.path.ismount(point):  # dockerd keeps its store mounted on itself
-            subprocess.run(["umount", point], check=True)
+        # dockerd keeps its store mounted on itself, and the host's network once a container has used it
+        for point in (self.store / "d" / "overlay2", self.run / "exec" / "netns" / "default"):
+            if str(point) in Path("/proc/self/mounts").read_text():
+                subprocess.run(["umount", point], check=True)
         left = [*self._containerd.stop(), *self.clean()]
         self.erase()
         return left
