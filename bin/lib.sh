@@ -21,7 +21,7 @@ RUN_PACKAGES=(
 
 #: what the tests need beside that
 # shellcheck disable=SC2034 # bin/test uses it
-TEST_PACKAGES=(socat)
+TEST_PACKAGES=(socat podman conmon catatonit docker.io)
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {
@@ -72,8 +72,29 @@ apt_need() {
     export DEBIAN_FRONTEND=noninteractive
     attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
         apt-get -q update
+    forbid_services
     attempt "cannot install ${missing[*]}" "run: apt-get install ${missing[*]}" \
         apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 install "${missing[@]}"
+    allow_services
+}
+
+#: asked by Debian's packages before they start a daemon
+POLICY=/usr/sbin/policy-rc.d
+
+# forbid_services: let no package start its daemon: a dockerd nobody asked for would change the firewall and the bridges
+forbid_services() {
+    [ ! -e "$POLICY" ] || return 0
+    printf '#!/bin/sh\n# runphi: while packages are installed\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+    trap allow_services EXIT
+}
+
+# allow_services: take back what forbid_services did; a policy of somebody else stays
+allow_services() {
+    if grep -qsx '# runphi: while packages are installed' "$POLICY"; then
+        rm -f "$POLICY"
+        trap - EXIT
+    fi
 }
 
 # requirements EXTRA…: the dependencies named in pyproject.toml, one a line
