@@ -119,10 +119,14 @@ class Docker(CommandLine):
         if self._process is not None:
             self.remove_containers()
         self.halt()
-        # dockerd keeps its store mounted on itself, and the host's network once a container has used it
-        for point in (self.store / "d" / "overlay2", self.run / "exec" / "netns" / "default"):
-            if str(point) in Path("/proc/self/mounts").read_text():
-                subprocess.run(["umount", point], check=True)
+        self._unmount_own()
         left = [*self._containerd.stop(), *self.clean()]
         self.erase()
         return left
+
+    def _unmount_own(self) -> None:
+        """Unmounts what dockerd leaves: its store mounted on itself, and the host's network once it was used."""
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for point in (self.store / "d" / "overlay2", self.store / "d", self.run / "exec" / "netns" / "default"):
+            if str(point) in mounted:
+                subprocess.run(["umount", point], check=True)

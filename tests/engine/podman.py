@@ -14,7 +14,7 @@ from tests.engine.cli import CommandLine
 from tests.engine.harness import RUNC
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: podman's own defaults are above what root may ask for where it lacks CAP_SYS_RESOURCE
 CONFIG: Final = """\
@@ -49,6 +49,11 @@ class Podman(CommandLine):
         ),
     )
 
+    def __init__(self, store: Path, run: Path, namespace: str, *, env: Mapping[str, str] | None = None) -> None:
+        super().__init__(store, run, namespace, env=env)
+        self._driver = "overlay"
+        self._pods: list[str] = []
+
     def start(self, images: Sequence[Path]) -> None:
         """Writes the configuration and loads the images; there is no daemon."""
         for directory in (self.store, self.run):
@@ -61,7 +66,8 @@ class Podman(CommandLine):
         config = self.run / "containers.conf"
         config.write_text(CONFIG.format(runc=json.dumps(str(RUNC)), runphi=json.dumps(str(launcher))))
         self.env["CONTAINERS_CONF"] = str(config)
-        self._driver = "overlay" if overlay_works(self.store) else "vfs"
+        if not overlay_works(self.store):
+            self._driver = "vfs"
         # started from here, the supervisor is nobody's child: the conmon that starts it would stay as its parent
         done = self.runphi("list")
         if done.returncode:
@@ -78,6 +84,12 @@ class Podman(CommandLine):
         self.call("pod", "rm", "--all", "--force", "--time=0")
         self.call("rm", "--all", "--force", "--time=0", "--volumes")
 
+    def pod(self, name: str) -> str:
+        """The id of a pod, whose cgroup podman leaves in the hierarchies it has no use for."""
+        found = self.must("pod", "inspect", "--format", "{{.ID}}", name).strip()
+        self._pods.append(found)
+        return found
+
     def cgroups(self) -> list[Path]:
         """The directories of containers; podman keeps the one of its monitors."""
         return [group for group in super().cgroups() if group.name != "conmon"]
@@ -85,6 +97,9 @@ class Podman(CommandLine):
     def stop(self) -> list[str]:
         """Removes the containers; returns what is left over all the same."""
         self.remove_containers()
+        for pod in self._pods:
+            for group in Path("/sys/fs/cgroup").glob(f"*/libpod_parent/{pod}"):
+                group.rmdir()
         point = self.store / "root" / "overlay"
         if os.path.ismount(point):  # podman keeps its store mounted on itself
             subprocess.run(["umount", point], check=True)
