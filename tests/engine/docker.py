@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -49,6 +50,15 @@ class Docker(CommandLine):
         self.launch()
         for image in images:
             self.must("load", "--quiet", "--input", str(image), timeout=300.0)
+
+    def add_runtime(self, name: str, path: Path) -> None:
+        """Names one more runtime in daemon.json and lets the daemon read that again."""
+        assert self._process is not None
+        config = self.run / "daemon.json"
+        settings = json.loads(config.read_text())
+        settings["runtimes"][name] = {"path": str(path)}
+        config.write_text(json.dumps(settings))
+        self._process.send_signal(signal.SIGHUP)
 
     def _settings(self) -> dict[str, object]:
         return {

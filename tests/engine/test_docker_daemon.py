@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async.testing.containerd import wait_until
+from runphi_async.testing.containerd import RUNPHI, wait_until
 from tests.engine.harness import ANSWER, exit_code
 
 if TYPE_CHECKING:
@@ -78,7 +78,14 @@ def test_update_changes_the_guests_cpu_limit(docker: Docker) -> None:
 
 
 def test_the_runtime_is_among_the_daemons(docker: Docker) -> None:
-    assert "runphi" in json.loads(docker.must("info", "--format", "{{json .Runtimes}}"))
+    def runtimes() -> set[str]:
+        return set(json.loads(docker.must("info", "--format", "{{json .Runtimes}}")))
+
+    assert "runphi" in runtimes()
+    name = detached(docker)
+    docker.add_runtime("another", RUNPHI)
+    wait_until(lambda: "another" in runtimes(), ANSWER, "the daemon to read its configuration")
+    assert docker.status(name) == "running"
     done = docker.call(*docker.run_args("runphi/demo", docker.name(), runtime="nosuch"))
     assert done.returncode == 125
 
