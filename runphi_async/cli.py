@@ -41,7 +41,7 @@ VERBS: Final = {
     "attach": "join the console of a container",
     "send": "type a file into a container",
     "who": "list the people on a container's console",
-    "rules": "list the patterns looked for on a container's console",
+    "console": "list the rules of a container's console",
     "stats": "print a container's numbers",
     "logs": "show what a container printed",
     "replay": "play a timed log as it happened",
@@ -62,7 +62,7 @@ VERBS: Final = {
     "version": "print the version",
 }
 #: What members of ``supervisor.group`` may do.
-CONSOLE_VERBS: Final = frozenset({"attach", "who", "logs", "rules", "stats", "state", "list", "version"})
+CONSOLE_VERBS: Final = frozenset({"attach", "who", "logs", "console", "stats", "state", "list", "version"})
 #: Root directory of containers when the engine gives none: runc's.
 DEFAULT_ROOT: Final = "/run/runc"
 

@@ -90,7 +90,7 @@ class Supervisor(_Section, frozen=True):
     group: Annotated[
         str,
         _doc(
-            "Group whose members may use consoles: `attach`, `who`, `logs`, `rules`, `stats`, `state` and `list`, and"
+            "Group whose members may use consoles: `attach`, `who`, `logs`, `console`, `stats`, `state` and `list`, and"
             " nothing else; empty: nobody but root and the supervisor's own user."
         ),
     ] = ""

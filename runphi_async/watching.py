@@ -35,7 +35,7 @@ _decoder = msgspec.json.Decoder(State)
 
 
 class Line(NamedTuple):
-    """A rule in the list of `rules`; ``at_least``: there were more matches than could be counted."""
+    """A rule in the list of `console rules`; ``at_least``: there were more matches than could be counted."""
 
     name: str
     pattern: str

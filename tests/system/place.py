@@ -33,12 +33,14 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait for what no descriptor tells of; returns its first true value."""
+    """Wait for what no descriptor tells of; returns its first true value. A file that is not there yet is false."""
     deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if value := condition():
+                return value
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.005)
-    return value
 
 
 def ended(pid: int) -> None:

@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def rules(place: Place) -> dict[str, Any]:
-    return {row["name"]: row["matches"] for row in json.loads(place.must("rules", "--format", "json", "c1"))}
+    return {row["name"]: row["matches"] for row in json.loads(place.must("console", "rules", "--format", "json", "c1"))}
 
 
 def test_a_guest_is_ready_when_its_rule_matches(place: Place) -> None:
@@ -51,7 +51,7 @@ def test_a_guest_is_ready_when_its_rule_matches(place: Place) -> None:
     assert (event["event"], event["count"], event["line"]) == ("ready", 1, "runPHI demo inmate, fake")
     c.type(b"echo Kernel panic - not syncing: x\n")
     until(lambda: place.events("c1")[-1]["event"] == "panic", "the panic is seen")
-    header, ready, panic = place.must("rules", "c1").splitlines()
+    header, ready, panic = place.must("console", "rules", "c1").splitlines()
     assert header.split() == ["RULE", "MATCHES", "PATTERN"]
     assert (ready.split()[:2], panic.split()[0]) == (["ready", "1"], "panic")
 

@@ -90,3 +90,13 @@ def journals() -> Iterator[Journal]:
     journal = Journal.create("test")
     yield journal
     journal.close()
+
+
+class Progress:
+    """Counts how often a sink said that it got rid of bytes."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1

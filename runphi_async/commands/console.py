@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`runphi rules`: the patterns that are looked for on a container's console, and how often each has matched."""
+"""`runphi console rules`: the patterns looked for on a container's console, and how often each has matched."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: Parser) -> None:
-    """Declare the verb's options."""
-    parser.add_argument("--format", "-f", choices=("table", "json"), default="table")
-    parser.add_argument("id", metavar="NAME")
+    """Declare the verb's words and options."""
+    words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
+    rules = words.add_parser("rules", help="list the patterns looked for on the console")
+    rules.add_argument("--format", "-f", choices=("table", "json"), default="table")
+    rules.add_argument("id", metavar="NAME")
 
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
