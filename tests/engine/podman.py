@@ -81,7 +81,8 @@ class Podman(CommandLine):
         return [self.program, *options, "--storage-driver", self._driver, *args]
 
     def remove_containers(self) -> None:
-        self.call("pod", "rm", "--all", "--force", "--time=0")
+        if self._pods:
+            self.call("pod", "rm", "--all", "--force", "--time=0")
         self.call("rm", "--all", "--force", "--time=0", "--volumes")
 
     def pod(self, name: str) -> str:

@@ -195,8 +195,10 @@ def play(
 ) -> list[list[tuple[str, Any]]]:
     """Plays a scenario with each runtime; returns what was seen with each."""
     for side in sides:
-        scenario(side)
-        clear()
+        try:
+            scenario(side)
+        finally:
+            clear()
     return [side.seen for side in sides]
 
 

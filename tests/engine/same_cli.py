@@ -77,7 +77,6 @@ def exec_in_a_running_one(side: CliSide) -> None:
     side.do("exec", "-i", NAME, "/bin/cat", stdin="given")
     side.do("exec", "-u", "1000:1000", "-w", "/tmp", "-e", "A=b", NAME, "/bin/sh", "-c", "id; pwd; echo $A")
     side.do("exec", NAME, "/bin/sh", "-c", SURROUNDINGS.replace("; hostname", "").replace("HOSTNAME", "H"))
-    side.do("exec", "--privileged", NAME, "grep", "CapEff", "/proc/self/status")
     side.do("exec", NAME, "/bin/missing")
     side.do("exec", NAME, "/etc/passwd")
     side.do("exec", "-w", "/nowhere", NAME, "/bin/true")
@@ -236,7 +235,8 @@ def programs_that_cannot_be_run(side: CliSide) -> None:
 
 
 def create_start_attach_and_remove(side: CliSide) -> None:
-    words = side.args("/bin/sh", "-c", "read line; echo got $line; exit 8", options=["-i"])
+    script = "read line; echo got $line; exit 8"
+    words = side.args("/bin/sh", "-c", script, options=["-i", "--stop-timeout", "1"])
     done = side.cli.call("create", *words[1:])
     side.note("create", (done.returncode, side.alike(done.stdout)))
     side.state()

@@ -172,10 +172,3 @@ def test_people_see_the_engines_guest(cli: CommandLine) -> None:
     container = cli_id(cli, name)
     assert container in cli.runphi("list", "-q").stdout.split()
     assert "demo inmate" in cli.runphi("logs", container).stdout
-
-
-def test_linux_guest_runs_the_image(cli: CommandLine) -> None:
-    script = 'echo "guest $((6*7))"; exit 9'
-    words = cli.run_args("runphi/busybox", cli.name(), "/bin/sh", "-c", script, options=("--rm", "-e", "LINUX=1"))
-    done = cli.call(*words, timeout=100.0)
-    assert (done.returncode, done.stdout, done.stderr) == (9, "guest 42\n", "")

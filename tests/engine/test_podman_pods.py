@@ -164,3 +164,10 @@ def test_version_is_shown(podman: Podman) -> None:
     shown = json.loads(podman.must("info", "--format", "json"))["host"]["ociRuntime"]
     assert shown["name"] == "runphi"
     assert "runphi" in shown["version"]
+
+
+def test_linux_guest_runs_the_image(podman: Podman) -> None:
+    script = 'echo "guest $((6*7))"; exit 9'
+    words = podman.run_args("runphi/busybox", podman.name(), "/bin/sh", "-c", script, options=("--rm", "-e", "LINUX=1"))
+    done = podman.call(*words, timeout=100.0)
+    assert (done.returncode, done.stdout, done.stderr) == (9, "guest 42\n", "")
