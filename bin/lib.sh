@@ -21,7 +21,7 @@ RUN_PACKAGES=(
 
 #: what the tests need beside that
 # shellcheck disable=SC2034 # bin/test uses it
-TEST_PACKAGES=(socat podman conmon catatonit docker.io)
+TEST_PACKAGES=(socat containernetworking-plugins iproute2 podman conmon catatonit docker.io)
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {

@@ -27,14 +27,16 @@ from runphi_async.guest import Guest
 from runphi_async.hooks import run_hooks
 from runphi_async.oci import spec as oci
 from runphi_async.oci.state import State, timestamp
-from runphi_async.partition import bootconfig, channels, conf, request
+from runphi_async.partition import bootconfig, channels, conf, podannotations, request
 from runphi_async.partition.guest import guest_spec
 from runphi_async.partition.spec import GuestKind
-from runphi_async.processes import Process, children
+from runphi_async.processes import Process, children, rank_for_memory
 from runphi_async.store import Record, boot_id, check_id, write_atomically
 from runphi_async.waiting import together
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from backends.base import Backend, Driver
     from runphi_async.call import Call
     from runphi_async.logplan import LogPlan
@@ -80,6 +82,7 @@ def read_bundle(bundle: str) -> Asked:
     except OSError as exc:
         raise SpecError(f"cannot read {path}: {exc.strerror}", "give the bundle directory with --bundle") from exc
     spec = oci.from_bytes(raw)
+    spec = msgspec.structs.replace(spec, annotations=podannotations.of_container(spec.annotations))
     boot: dict[str, Any] | None = None
     if request.wants_boot_config(spec) and spec.root.path:
         rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
@@ -283,6 +286,14 @@ class Creation:
         group.join(pid)
         for process in (*children(pid), *driver.helpers()):
             group.join(process)
+        self._rank(driver.helpers())
+
+    def _rank(self, pids: Iterable[int]) -> None:
+        """Give processes the container's rank for the out-of-memory killer; without one they keep the engine's."""
+        rank = self._spec.process.oom_score_adj if self._spec.process is not None else None
+        if rank is not None:
+            for pid in pids:
+                rank_for_memory(pid, rank)
 
     def _open_console(self, guest: Guest, driver: Driver) -> Lifeline:
         process = self._spec.process
@@ -340,6 +351,7 @@ class Creation:
         guest.listen()
         await driver.watch(guest.told())
         guest.save()
+        self._rank((pid,))  # before the stub forks the VMM, which gets the same
         await self._call.send(b"g")
 
     async def _abort(self, guest: Guest) -> None:

@@ -222,6 +222,8 @@ class PrivateContainerd(PrivateEngine):
         self.socket = run / "containerd.sock"
         self.log = run / "containerd.log"
         self.snapshotter = "overlayfs"
+        #: the command that runs containerd, in front of its own words
+        self.launcher: tuple[str, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -238,10 +240,10 @@ class PrivateContainerd(PrivateEngine):
         if not overlay_works(self.store):
             self.snapshotter = "native"
         config = self.run / "containerd.toml"
-        config.write_text(CONFIG.format(root=self.store / "root", state=self.run / "state", socket=self.socket))
+        config.write_text(self.configuration())
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["containerd", "--config", str(config)],
+                [*self.launcher, "containerd", "--config", str(config)],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -254,6 +256,10 @@ class PrivateContainerd(PrivateEngine):
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
             self.halt()
             raise EngineError(f"cannot start containerd: {exc}; last words in {self.log}:\n{tail}") from exc
+
+    def configuration(self) -> str:
+        """The text of containerd's own configuration."""
+        return CONFIG.format(root=self.store / "root", state=self.run / "state", socket=self.socket)
 
     def _answers(self) -> bool:
         if self._process is None or self._process.poll() is not None:

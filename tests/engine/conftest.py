@@ -18,6 +18,7 @@ from runphi_async.testing.containerd import CHECKOUT
 from tests.engine.docker import Docker
 from tests.engine.harness import LINUX_GUEST, PLAIN_RUNC, PLAIN_RUNPHI, Engine, Runtime
 from tests.engine.podman import Podman
+from tests.engine.pods import PodEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,8 @@ AnyCommandLine = TypeVar("AnyCommandLine", Podman, Docker)
 LARGE_MIB = 200
 #: shims, supervisors' clients and virtual machines end a moment after ctr does
 SETTLE = 5.0
+#: archives that pods are made of
+POD_IMAGES = ("demo", "busybox", "pause")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +63,7 @@ def images(place: Path) -> list[Path]:
         inmates,
         "--large",
         str(LARGE_MIB),
+        "--pause",
     ]
     subprocess.run([tools / "build-inmates", inmates], check=True, capture_output=True)
     subprocess.run(build, check=True, capture_output=True)
@@ -173,3 +177,27 @@ def plain(request: pytest.FixtureRequest) -> Runtime:
     """A plain container run by runc and by this project's runtime, which must be the same."""
     runtime: Runtime = request.param
     return runtime
+
+
+@pytest.fixture(scope="session")
+def pod_engine(place: Path, images: list[Path]) -> Iterator[PodEngine]:
+    """The session's containerd with its CRI plugin, in a network namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("containerd needs root")
+    config = place / "pods.toml"
+    config.write_text(f'[log]\ndir = "{place}/pod-log"\n')
+    engine = PodEngine(place / "ps", place / "p", {"RUNPHI_CONFIG": str(config)})
+    try:
+        engine.start()
+        engine.load([path for path in images if path.stem in POD_IMAGES])
+        yield engine
+    finally:
+        left = engine.stop()
+    assert not left, "left over after the session:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def pods(pod_engine: PodEngine) -> Iterator[PodEngine]:
+    """The session's containerd with CRI for one test, which must not leave a process or a cgroup behind."""
+    yield pod_engine
+    settle(pod_engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.qemu
 READY = re.compile(r"runPHI demo inmate, [^\r\n]+\r*\n", re.MULTILINE)
 
 
-def on_terminal(cli: CommandLine, name: str, *options: str, size: tuple[int, int] = (24, 80)) -> pexpect.spawn:
+def on_terminal(cli: CommandLine, name: str, *options: str) -> pexpect.spawn:
     """The demo guest in the foreground on a terminal, at its prompt."""
-    child = cli.spawn(*cli.guest_args(name, "-i", "-t", *options), size=size)
+    child = cli.spawn(*cli.guest_args(name, "-i", "-t", *options))
     child.expect(BANNER)
     child.expect(PROMPT)
     return child
@@ -48,16 +49,34 @@ def test_exit_code_and_output_on_pipes(cli: CommandLine) -> None:
     assert cli.containers() == []
 
 
-def test_terminal_and_its_size(cli: CommandLine) -> None:
+def test_terminal(cli: CommandLine) -> None:
     name = cli.name()
-    child = on_terminal(cli, name, "--rm", size=(31, 99))
+    child = on_terminal(cli, name, "--rm")
     assert b"alive" in command(child, b"echo alive")
-    # the client forwards the signal of its window as well: to the guest it means no end
-    child.setwinsize(40, 120)
-    assert b"still" in command(child, b"echo still")
-    assert cli.status(name) == "running"
     child.send(b"exit 13\r")
     assert exit_code(child) == 13
+
+
+def test_window_size_follows(cli: CommandLine) -> None:
+    name = cli.name()
+    child = on_terminal(cli, name, "--rm")
+    container = cli_id(cli, name)
+    for rows, columns in ((40, 120), (20, 60)):
+        child.setwinsize(rows, columns)
+        # the clients also send the signal of a window change: no guest ends of it
+        wait_until(lambda: size(cli, container) == (rows, columns), ANSWER, f"{rows} rows")  # noqa: B023
+    assert b"alive" in command(child, b"echo alive")
+    child.send(b"exit 6\r")
+    assert exit_code(child) == 6
+
+
+def size(cli: CommandLine, container: str) -> tuple[int, int]:
+    """Rows and columns of the terminal that a guest's init process holds."""
+    rows = json.loads(cli.runphi("list", "--format", "json").stdout)
+    pid = next(row["pid"] for row in rows if row["id"] == container)
+    done = subprocess.run(["stty", "-F", f"/proc/{pid}/fd/0", "size"], capture_output=True, text=True, check=True)
+    found = tuple(int(word) for word in done.stdout.split())
+    return found[0], found[1]
 
 
 def test_logs_attach_detach_and_stop(cli: CommandLine) -> None:

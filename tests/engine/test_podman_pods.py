@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runphi_async.testing.containerd import wait_until
-from tests.engine.harness import ANSWER, BANNER, PROMPT, command, exit_code
+from tests.engine.harness import ANSWER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,30 +117,6 @@ def said(log: Path) -> str:
     """The text of conmon's log; P marks a part of a line."""
     lines = (line.split(" ", 3) for line in log.read_text().splitlines())
     return "".join(text + ("\n" if mark == "F" else "") for _, _, mark, text in lines)
-
-
-def test_window_change_reaches_the_runtime_as_a_signal(podman: Podman) -> None:
-    name = podman.name()
-    child = podman.spawn(*podman.guest_args(name, "-i", "-t", "--rm"))
-    child.expect(BANNER)
-    child.expect(PROMPT)
-    container = podman.inspect(name, "{{.Id}}")
-    for rows, columns in ((40, 120), (20, 60)):
-        child.setwinsize(rows, columns)
-        # the terminal that the supervisor holds for the guest has the size, and the guest does not end of the signal
-        wait_until(lambda: size(podman, container) == (rows, columns), ANSWER, f"{rows} rows")  # noqa: B023
-    assert b"alive" in command(child, b"echo alive")
-    child.send(b"exit 6\r")
-    assert exit_code(child) == 6
-
-
-def size(podman: Podman, container: str) -> tuple[int, int]:
-    """Rows and columns of the terminal that a guest's init process holds."""
-    rows = json.loads(podman.runphi("list", "--format", "json").stdout)
-    pid = next(row["pid"] for row in rows if row["id"] == container)
-    done = subprocess.run(["stty", "-F", f"/proc/{pid}/fd/0", "size"], capture_output=True, text=True, check=True)
-    found = tuple(int(word) for word in done.stdout.split())
-    return found[0], found[1]
 
 
 def test_killed_monitor_leaves_nothing_that_cannot_be_removed(podman: Podman) -> None:
