@@ -8,7 +8,7 @@ and a line in ``detect.py``.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,17 @@ class Finding(NamedTuple):
     area: str
     text: str
     mend: str = ""
+
+
+class Discrepancy(NamedTuple):
+    """What a backend's own accounts and its hypervisor disagree about.
+
+    :ivar name: of the record that it is about, "" for none.
+    :ivar text: what is wrong, and what was done about it.
+    """
+
+    name: str
+    text: str
 
 
 class Verdict(NamedTuple):
@@ -196,6 +207,15 @@ class Driver(Protocol):
 
         Called instead of ``adopt``, after the container's cgroup was emptied. Always ends.
         """
+        ...
+
+
+@runtime_checkable
+class Accounting(Protocol):
+    """A backend that keeps accounts of its own, because its hypervisor has no allocator."""
+
+    async def look_over(self) -> list[Discrepancy]:
+        """Compare the accounts with the hypervisor, once every record was recalled; free what stands for nothing."""
         ...
 
 

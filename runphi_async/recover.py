@@ -8,12 +8,14 @@ does not confirm (pid and start time, pidfd).
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
 
 from backends import detect
+from backends.base import Accounting
 from consoles import shmfiles
 from runphi_async import stub
 from runphi_async.cgroup import Cgroup, hierarchies
@@ -22,6 +24,7 @@ from runphi_async.consolelogs import plans
 from runphi_async.container import Status
 from runphi_async.errors import CgroupError, RunphiError
 from runphi_async.guest import Guest
+from runphi_async.partition.ledger import FILE, Ledger
 from runphi_async.processes import Process
 from runphi_async.store import boot_id
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from runphi_async.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+#: The backend that keeps the ledger of the run directory: of the others' hypervisors each has an allocator.
+LEDGERED: Final = "jailhouse"
 
 
 async def all_guests(supervisor: Supervisor) -> None:
@@ -43,6 +49,27 @@ async def all_guests(supervisor: Supervisor) -> None:
             await _one(supervisor, name)
         except (RunphiError, OSError, msgspec.MsgspecError) as exc:
             log.error("%s: cannot recover: %s", name, exc)
+    await _look_over(supervisor)
+
+
+async def _look_over(supervisor: Supervisor) -> None:
+    """Compare what containers have claimed with what the hypervisor shows, where anything was ever claimed.
+
+    Claims that stand for nothing are freed; the rest is said, and ``runphi doctor`` goes on saying it.
+    """
+    try:
+        if not await anyio.to_thread.run_sync(Ledger(os.path.join(supervisor.store.run_dir, FILE), boot_id()).held):
+            return
+        backend = await detect.backend(LEDGERED, supervisor.detection)
+        found = await backend.look_over() if isinstance(backend, Accounting) else []
+    except RunphiError as exc:
+        log.error("ledger: cannot compare it with the hypervisor: %s", exc)
+        return
+    for odd in found:
+        log.warning("ledger: %s: %s", odd.name or "nobody", odd.text)
+        guest = supervisor.guests.get(odd.name)
+        if guest is not None:
+            guest.note("ledger", problem=odd.text)
 
 
 async def _one(supervisor: Supervisor, name: str) -> None:

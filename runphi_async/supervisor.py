@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from backends.detect import Detection
-from runphi_async import allocator, cgroup, cli, recover, wire
+from runphi_async import allocator, cgroup, cli, recover, threads, wire
 from runphi_async.call import Call, ClientGone
 from runphi_async.config import Config, load
 from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiError
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
         return 2
     allocator.keep_blocks()
     anyio.run(_main, config, run_dir, listener, ready, group)
-    return 0
+    return threads.let_go(0)
 
 
 def _open_lock(run_dir: str, name: str) -> int:

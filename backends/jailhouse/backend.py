@@ -3,35 +3,33 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+import functools
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
-from backends.base import Capabilities, Finding, Level
-from backends.jailhouse import boot, sysfs
+from backends.base import Capabilities, Discrepancy, Finding, Level
+from backends.jailhouse import boot, generator, machinefacts, ready
 from backends.jailhouse.driver import CellDriver, Memory
 from backends.jailhouse.images import refuse_unsupported
-from backends.jailhouse.machine import Machine
+from backends.jailhouse.machine import Machine, program
 from backends.jailhouse.plan import JailhousePlan
 from backends.jailhouse.planner import JailhousePlanner, gather
+from backends.jailhouse.reading import HANGS
 from runphi_async.errors import BackendError, RunphiError
-from runphi_async.partition import claims, ranges
+from runphi_async.partition import ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.sysfs import View
     from runphi_async.config import Config
+    from runphi_async.partition.claims import Seen
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 _decoder = msgspec.json.Decoder(Memory)
-#: where hypervisor images lie
-FIRMWARE: Final = (
-    "/lib/firmware/jailhouse.bin",
-    "/lib/firmware/jailhouse-intel.bin",
-    "/lib/firmware/jailhouse-amd.bin",
-)
 
 
 class JailhouseBackend(JailhousePlanner):
@@ -56,28 +54,56 @@ class JailhouseBackend(JailhousePlanner):
             return [
                 Finding(Level.NOTE, self.name, "no board is configured", "set jailhouse.board to use Jailhouse here")
             ]
+        found: list[Finding] = []
         try:
-            able = await self.probe()
             view = await self._machine.tool.look()
+            machine = await anyio.to_thread.run_sync(
+                functools.partial(machinefacts.read, self._config, view, program=program(self._config))
+            )
+            found += map(_bearable, ready.judge(machine))
+            if view.enabled:
+                found += [Finding(Level.OK, self.name, (await self.probe()).summary), *await self._accounts(view)]
         except RunphiError as exc:
-            missing = [] if any(map(os.path.exists, FIRMWARE)) else [_NO_FIRMWARE]
-            return [Finding(Level.WARNING, self.name, exc.msg, exc.hint or ""), *missing]
-        found = [Finding(Level.OK, self.name, able.summary)]
+            found.append(Finding(Level.WARNING, self.name, exc.msg, exc.hint or ""))
+        if lost := self._machine.tool.reading.lost:
+            text = f"{lost} read{'s' if lost > 1 else ''} of sysfs never came back"
+            found.append(Finding(Level.WARNING, self.name, text, HANGS))
+        return found
+
+    async def _accounts(self, view: View) -> list[Finding]:
         held = await anyio.to_thread.run_sync(self.ledger.held)
-        found += [
+        return [
             Finding(
                 Level.WARNING,
                 self.name,
                 f"ledger: {odd.owner + ': ' if odd.owner else ''}{odd.problem}",
                 "it is freed with the next cell that is made" if odd.stale else "runphi map shows who has what",
             )
-            for odd in claims.check(held, view.guests())
-            if not (odd.stale and odd.owner in self._machine.cells)
+            for odd in self._machine.odd(held, view)
         ]
-        return found
 
-    def _gather(self, spec: GuestSpec) -> Facts:
-        view = sysfs.look(self._sysfs, console=False)
+    async def look_over(self) -> list[Discrepancy]:
+        """Compare the ledger with the cells; see ``backends.base.Accounting``."""
+        view = await self._machine.tool.look()
+        held = await anyio.to_thread.run_sync(self.ledger.held)
+        odd = self._machine.odd(held, view)
+        await self._machine.reconcile(view)
+        return [Discrepancy(one.owner, one.problem + (": freed" if one.stale else "")) for one in odd]
+
+    async def plan(self, spec: GuestSpec) -> JailhousePlan:
+        """Plan a cell; changes nothing."""
+        view = await self._machine.tool.look()
+        return generator.plan(spec, await anyio.to_thread.run_sync(self._facts, spec, view))
+
+    async def look(self) -> View:
+        """Return what sysfs shows."""
+        return await self._machine.tool.look()
+
+    async def seen(self) -> Sequence[Seen]:
+        """Return the cells that the hypervisor shows."""
+        return (await self.look()).guests()
+
+    def _facts(self, spec: GuestSpec, view: View) -> Facts:
         held = self.ledger.held()
         stale = self._machine.stale(held, view) if view.enabled else set()
         current = [part for part in held if part.owner.name not in stale]
@@ -113,9 +139,9 @@ class JailhouseBackend(JailhousePlanner):
         return CellDriver(self._machine, _decoder.decode(plan), directory)
 
 
-_NO_FIRMWARE: Final = Finding(
-    Level.WARNING, "jailhouse", "no hypervisor image below /lib/firmware", "install jailhouse.bin there"
-)
+def _bearable(finding: Finding) -> Finding:
+    """A machine that cannot run cells is no sick machine."""
+    return finding._replace(level=Level.WARNING) if finding.level is Level.ERROR else finding
 
 
 def _same_board(root_cell: str, view: View) -> None:

@@ -101,8 +101,9 @@ def check_system(system: System) -> list[Finding]:
         findings.append(_error("root_cell.cpu_set", "the root cell has no CPU", "list every CPU that is online"))
     for number, region in enumerate(root.memory):
         if _overlap(region, system.hypervisor_memory) and not region.flags & Mem.IO:
-            words = f"overlaps the hypervisor's own {_span(system.hypervisor_memory)}"
-            findings.append(_error(f"root_cell.memory[{number}]", words, "end the region before it"))
+            # Configurations that are shipped with the Omnivisor do this, and run.
+            words = f"overlaps the hypervisor's own {_span(system.hypervisor_memory)}, which Linux can write to then"
+            findings.append(_warning(f"root_cell.memory[{number}]", words, "end the region before it"))
     if not system.flags & SystemFlag.VIRTUAL_DEBUG_CONSOLE:
         words = "without VIRTUAL_DEBUG_CONSOLE nothing of the hypervisor's console can be read"
         findings.append(_warning("flags", words, "set the flag"))

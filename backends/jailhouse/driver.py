@@ -320,6 +320,7 @@ class CellDriver:
             try:
                 with contextlib.suppress(Gone):
                     await self._tool.destroy(self._cell.name)
+                    await self._machine.report_cpus(self._owner, self._cell.cpus)
             except BackendError as exc:
                 if not await self._is_gone():
                     log.error("%s: %s; its CPUs and memory stay taken", self._owner, exc)

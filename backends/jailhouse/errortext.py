@@ -40,6 +40,12 @@ class Action(enum.StrEnum):
     SHUTDOWN = "shut down cell"
     DESTROY = "destroy cell"
     CONSOLE = "read the hypervisor's console"
+    #: with ``modprobe`` or ``insmod``, and ``rmmod``
+    INSERT = "load Jailhouse's kernel module"
+    REMOVE = "remove Jailhouse's kernel module"
+    #: with the tool's scripts
+    LINUX = "start a Linux cell"
+    STATS = "show statistics of cell"
     OTHER = "run jailhouse"
 
 
@@ -60,12 +66,14 @@ class Facts(NamedTuple):
     :ivar condition: of Jailhouse after the call.
     :ivar reason: the driver's last words in the kernel log; empty: none.
     :ivar is_root: whether the target is the root cell.
+    :ivar locked: name of another cell that allows no changes, "" for none.
     """
 
     target: str
     condition: Condition
     reason: str = ""
     is_root: bool = False
+    locked: str = ""
 
 
 class Answer(NamedTuple):
@@ -122,6 +130,8 @@ _PLAIN: Final[Mapping[tuple[Action, str], tuple[str, str]]] = {
         "enable it first",
     ),
 }
+NOT_LOADED: Final = ("Jailhouse's kernel module is not loaded", "load it with modprobe jailhouse")
+NOT_ENABLED: Final = ("Jailhouse is not enabled", "enable it with the board's system configuration")
 _REFUSES: Final = ("the cell refuses to shut down", "end what runs in it, then try again")
 _INTERRUPTED: Final = ("the call was interrupted", "try again")
 #: The driver's words in the kernel log.
@@ -149,13 +159,50 @@ _REASONS: Final[Mapping[str, tuple[str, str]]] = {
         "reserve it with mem= or memmap= on the kernel's command line",
     ),
 }
+#: What the tools of the kernel's modules say; of their sentences the end is fixed.
+_MODULE: Final[Mapping[tuple[Action, str], tuple[str, str]]] = {
+    (Action.INSERT, "not found in directory"): (
+        "this kernel has no such module",
+        "build it for this kernel and install it, then run depmod",
+    ),
+    (Action.INSERT, "Exec format error"): ("it was built for another kernel", "build it for this kernel"),
+    (Action.INSERT, "Invalid module format"): ("it was built for another kernel", "build it for this kernel"),
+    (Action.INSERT, "Operation not permitted"): ("the kernel does not allow it", "run as root, and without lockdown"),
+    (Action.INSERT, "Key was rejected by service"): (
+        "the kernel wants a signed module",
+        "sign it, or switch off Secure Boot",
+    ),
+    (Action.INSERT, "Unknown symbol in module"): (
+        "this kernel lacks what the module needs of it",
+        "build the kernel with the patches that come with Jailhouse",
+    ),
+    (Action.REMOVE, "is in use"): (
+        "Jailhouse is enabled, or somebody has /dev/jailhouse open",
+        "disable it first, and end whoever runs `jailhouse console -f`",
+    ),
+    (Action.REMOVE, "is not currently loaded"): ("it is not loaded", "nothing is to be done"),
+}
+#: What the tool's scripts say.
+_SCRIPTS: Final[Mapping[str, tuple[str, str]]] = {
+    "No device tree specified": ("there is no device tree for it", "name one with -d"),
+    "No space found to load all images": (
+        "the cell's RAM is too small for kernel, device tree and RAM disk",
+        "give the cell more memory, or use a smaller RAM disk",
+    ),
+    "Not a cell configuration:": _REASONS["Not a cell configuration"],
+    "setupterm: could not find terminal": (
+        "it wants a terminal",
+        "run it in a terminal with TERM set, or read statistics/ of the cell in sysfs",
+    ),
+}
 _ON_CELLS: Final = (Action.LOAD, Action.START, Action.SHUTDOWN, Action.DESTROY)
 
 
 def explain(action: Action, answer: Answer, facts: Facts) -> BackendError:
     """Return the error to show for a call of the tool that failed."""
     why, mend = _explain(action, answer, facts)
-    about = f" {facts.target!r}" if facts.target and action in (*_ON_CELLS, Action.CREATE) else ""
+    named = (*_ON_CELLS, Action.CREATE, Action.STATS)
+    about = f" {facts.target!r}" if facts.target and action in named else ""
     return _kind(action, answer)(f"cannot {action}{about}: {why}", mend)
 
 
@@ -174,13 +221,18 @@ def _explain(action: Action, answer: Answer, facts: Facts) -> tuple[str, str]:
     prefix, _, error = line.rpartition(": ")
     if prefix.startswith(("opening ", "reading ")):
         return _file(prefix, error)
+    if action in (Action.INSERT, Action.REMOVE):
+        return _module(action, line)
+    for words, meaning in _SCRIPTS.items():
+        if words in line:
+            return meaning
     if answer.out.startswith("Usage: "):
         return "the tool does not understand the command", "is it the jailhouse tool of this Jailhouse?"
     if not prefix.startswith(("JAILHOUSE_", "read(console)")):
         said = f"jailhouse said {line!r}" if line else "jailhouse said nothing"
         return f"{said} and ended with status {answer.status}", "look into the kernel's log"
     if facts.condition is not Condition.ENABLED and action is not Action.ENABLE and error == "Invalid argument":
-        return "Jailhouse is not enabled", "enable it with the board's system configuration"
+        return NOT_ENABLED
     for words, meaning in _REASONS.items():
         if words in facts.reason:
             return meaning
@@ -200,14 +252,26 @@ def _file(prefix: str, error: str) -> tuple[str, str]:
     if name == "/dev/jailhouse":
         if error == "Permission denied":
             return "/dev/jailhouse may not be opened", "run the supervisor as root"
-        return "Jailhouse's kernel module is not loaded", "load it with modprobe jailhouse"
+        return NOT_LOADED
     if name == "stats":
         return "Jailhouse has no statistics of it", "is the cell there, and Jailhouse enabled?"
     return f"{name} cannot be {'opened' if word == 'opening' else 'read'}: {error}", "name a file that can be read"
 
 
+def _module(action: Action, line: str) -> tuple[str, str]:
+    for (about, words), meaning in _MODULE.items():
+        if about is action and words in line:
+            return meaning
+    return (f"the kernel's tools said {line!r}" if line else "nobody said why"), "look into the kernel's log"
+
+
 def _on_cell(action: Action, error: str, facts: Facts) -> tuple[str, str]:
     if error == "Operation not permitted":
+        if action is Action.DESTROY and facts.locked:
+            return (
+                f"cell {facts.locked!r} is locked and allows no changes",
+                "end what locks that cell (its state is running/locked), then try again",
+            )
         return _REFUSES
     if error == "No such file or directory":
         return "Jailhouse has no cell of that name", "somebody destroyed it, or it was never made"

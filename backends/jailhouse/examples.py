@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans of made-up guests, one or more for each shipped board: what docs/reference/boards.md shows.
 
-``python -m backends.jailhouse.examples`` prints that part of the page; a test keeps it current.
+``python -m backends.jailhouse.examples`` prints that part of the page, with ``picture`` behind it the map in
+docs/images; tests keep both current.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from backends.jailhouse import generator
 from backends.jailhouse.desk import Facts
 from runphi_async.partition import board as boards
-from runphi_async.partition import conf
+from runphi_async.partition import conf, drawing
 from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.claims import Held, Owner
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.partition.units import KIB, MIB
 
@@ -53,6 +55,18 @@ EXAMPLES: Final = (
         {**_INMATE, "id": "zephyr", "inmate": "zephyr.elf", "net": "yes", "memory_limit": 4 * MIB},
     ),
     Example(
+        "A flat image linked for address 0, as Jailhouse's own demos are",
+        "kria-kv260",
+        _FLAT,
+        {**_INMATE, "id": "kria-demo", "inmate": "demo.bin", "cmdline": "x=1"},
+    ),
+    Example(
+        "A Zephyr image linked for 0x40000000, as Zephyr's board kv260_a53 is, with 16 MiB",
+        "kria-kv260",
+        ImageFacts(ImageFormat.ELF, 300 * KIB, "aarch64", 64, 0x4000_0C34, (Segment(0x4000_0000, 0x4003_2000),)),
+        {**_INMATE, "id": "kria-zephyr", "inmate": "zephyr.elf", "memory_limit": 16 * MIB},
+    ),
+    Example(
         "An image for a Cortex-R5",
         "kria-kv260",
         _R5,
@@ -63,6 +77,12 @@ EXAMPLES: Final = (
         "kria-kv260",
         _FLAT,
         {**_INMATE, "id": "control", "inmate": "control.bin", "annotations": {"org.runphi.colors": "0-3"}},
+    ),
+    Example(
+        "A flat image linked for address 0, as Jailhouse's own demos are",
+        "zcu104",
+        _FLAT,
+        {**_INMATE, "id": "zcu-demo", "inmate": "demo.bin"},
     ),
     Example(
         "A Linux kernel with its RAM disk on two CPUs",
@@ -81,9 +101,10 @@ EXAMPLES: Final = (
 )
 
 
-def plan(example: Example) -> JailhousePlan:
-    """Return the plan of an example on an empty board."""
-    facts = Facts(board=boards.load(example.board), image=example.image, loader="linux-loader.bin", sizes=dict(_SIZES))
+def plan(example: Example, held: tuple[Held, ...] = ()) -> JailhousePlan:
+    """Return the plan of an example on a board that is empty unless somebody holds a part of it."""
+    board = boards.load(example.board)
+    facts = Facts(board=board, image=example.image, held=held, loader="linux-loader.bin", sizes=dict(_SIZES))
     return generator.plan(GuestSpec(rootfs="rootfs", **example.spec), facts)
 
 
@@ -95,5 +116,16 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def picture(board: str = "kria-kv260") -> str:
+    """Return the map of a board, as ``runphi map --svg`` draws it, when its examples for CPUs run side by side."""
+    held: tuple[Held, ...] = ()
+    for example in EXAMPLES:
+        if example.board == board and not example.spec.get("rpu"):
+            made = plan(example, held)
+            owner = Owner(example.spec["id"], cell=made.cell.name)
+            held += tuple(Held(owner, claim) for claim in made.claims)
+    return drawing.svg(boards.load(board), held)
+
+
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    sys.stdout.write(picture() if sys.argv[1:] == ["picture"] else page())

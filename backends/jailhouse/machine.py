@@ -6,20 +6,21 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 
-from backends.jailhouse import cellfile, check, codec, model
+from backends.jailhouse import cellfile, check, codec, machinefacts, model
 from backends.jailhouse.plan import Virtual
-from backends.jailhouse.tool import Places, Tool
+from backends.jailhouse.tool import PATH, Places, Tool
 from backends.jailhouse.virtual import VirtualConsole
 from backends.jailhouse.watcher import Watcher
 from runphi_async.errors import BackendError
-from runphi_async.partition import claims
+from runphi_async.partition import claims, ranges
+from runphi_async.partition.claims import Discrepancy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from backends.jailhouse.plan import CellPlan
     from backends.jailhouse.sysfs import View
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from runphi_async.partition.ledger import Ledger
 
 log = logging.getLogger(__name__)
-
-
-#: Where daemons look for programs when the starter's PATH says nothing useful.
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Machine:
@@ -44,7 +41,7 @@ class Machine:
     def __init__(self, settings: Jailhouse, ledger: Ledger) -> None:
         self.settings = settings
         self.ledger = ledger
-        self.program = shutil.which(settings.tool, path=f"{os.environ.get('PATH', '')}:{_PATH}") or settings.tool
+        self.program = program(settings) or settings.tool
         self.tool = Tool(Places(self.program, settings.sysfs), settings.deadline_seconds)
         self.watcher = Watcher(self.tool.look)
         self.cells: dict[str, CellPlan] = {}
@@ -83,10 +80,19 @@ class Machine:
             raise BackendError(f"cannot use jailhouse.system_config {path}: it is the configuration of a cell")
         return config
 
+    def odd(self, held: Sequence[Held], view: View) -> list[Discrepancy]:
+        """Return where the ledger and the hypervisor disagree, and whose cells nobody answers for any more."""
+        known = self.cells.keys() | self.claiming
+        found = [odd for odd in claims.check(held, view.guests()) if not (odd.stale and odd.owner in known)]
+        for owner in dict.fromkeys(part.owner for part in held):
+            if owner.name not in known and view.find(owner.cell) is not None:
+                text = f"its cell '{owner.cell}' is there, and its container's record is gone"
+                found.append(Discrepancy(owner.name, text))
+        return found
+
     def stale(self, held: Sequence[Held], view: View) -> set[str]:
         """Return who holds something that nobody answers for, and whose cell is gone: a supervisor died in between."""
-        known = self.cells.keys() | self.claiming
-        return {odd.owner for odd in claims.check(held, view.guests()) if odd.stale and odd.owner not in known}
+        return {odd.owner for odd in self.odd(held, view) if odd.stale}
 
     async def reconcile(self, view: View) -> None:
         """Free what is stale."""
@@ -94,10 +100,23 @@ class Machine:
             log.warning("ledger: freeing what '%s' had: its cell is gone, and nobody answers for it", name)
             await self.free(name)
 
+    async def report_cpus(self, name: str, cpus: Iterable[int]) -> None:
+        """Say which CPUs of a cell that was destroyed Linux has not got back: those that were offline before it."""
+        online = await anyio.to_thread.run_sync(machinefacts.online, self.settings.sysfs)
+        missing = set(cpus) - set(online if online is not None else cpus)
+        if missing:
+            words = "%s: CPU %s is the root system's again and stays offline, as it was before the cell was made"
+            log.warning(words, name, ranges.listed(missing))
+
     async def free(self, name: str) -> None:
         """Give back what a container has of the board."""
         await anyio.to_thread.run_sync(self.ledger.free, name)
         self.cells.pop(name, None)
+
+
+def program(settings: Jailhouse) -> str:
+    """Return the path of the tool, "" when there is none."""
+    return shutil.which(settings.tool, path=f"{os.environ.get('PATH', '')}:{PATH}") or ""
 
 
 def owner_of(directory: str) -> str:

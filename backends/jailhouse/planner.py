@@ -55,7 +55,7 @@ class JailhousePlanner:
 
     async def plan(self, spec: GuestSpec) -> JailhousePlan:
         """Plan a cell; changes nothing."""
-        facts = await anyio.to_thread.run_sync(self._gather, spec)
+        facts = await anyio.to_thread.run_sync(self._gather, spec, await self.seen())
         return generator.plan(spec, facts)
 
     async def reserve(self, spec: GuestSpec, owner: str) -> JailhousePlan:
@@ -63,13 +63,13 @@ class JailhousePlanner:
 
         :param owner: the container's record, which ``ledger.free`` wants at its end.
         """
-        return await anyio.to_thread.run_sync(self._reserve, spec, owner)
+        return await anyio.to_thread.run_sync(self._reserve, spec, owner, await self.seen())
 
-    def _gather(self, spec: GuestSpec) -> Facts:
-        return gather(spec, self.board(), self._config, self.ledger.held(), self.cells())
+    def _gather(self, spec: GuestSpec, seen: Sequence[Seen]) -> Facts:
+        return gather(spec, self.board(), self._config, self.ledger.held(), seen)
 
-    def _reserve(self, spec: GuestSpec, owner: str) -> JailhousePlan:
-        facts, seen = gather(spec, self.board(), self._config), self.cells()
+    def _reserve(self, spec: GuestSpec, owner: str, seen: Sequence[Seen]) -> JailhousePlan:
+        facts = gather(spec, self.board(), self._config)
 
         def decide(held: tuple[Held, ...]) -> Decision[JailhousePlan]:
             everything = (*held, *strangers(held, seen))
@@ -89,8 +89,12 @@ class JailhousePlanner:
                 raise PlanError(f"cannot use board '{found.name}': {finding.problem}", finding.hint)
         return found
 
-    def cells(self) -> list[Seen]:
+    async def seen(self) -> Sequence[Seen]:
         """Return the cells that the hypervisor shows."""
+        return await anyio.to_thread.run_sync(self.cells)
+
+    def cells(self) -> list[Seen]:
+        """Return the cells that the hypervisor shows (blocks)."""
         return cells(self._sysfs)
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
+import shutil
 from asyncio.subprocess import DEVNULL, PIPE
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
 from backends.jailhouse import check, codec, sysfs
-from backends.jailhouse.errortext import Action, Answer, Condition, Facts, Gone, Hung, explain
+from backends.jailhouse.errortext import NOT_ENABLED, NOT_LOADED, Action, Answer, Condition, Facts, Gone, Hung, explain
 from backends.jailhouse.model import NAME_MAX, System
+from backends.jailhouse.reading import HANGS, Reading
 from runphi_async.errors import BackendError, CellError
 
 if TYPE_CHECKING:
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 DEADLINE: Final = 30.0
 #: Seconds that a killed tool may take to end; one whose CPU is parked never does.
 KILL_GRACE: Final = 1.0
-#: Seconds for a look at sysfs, which asks the hypervisor.
-LOOK_PATIENCE: Final = 5.0
+#: Where daemons look for programs when the starter's PATH says nothing useful.
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Bytes of the kernel's log that are looked at for the driver's words.
 LOG_MAX: Final = 1 << 16
 
@@ -59,6 +62,7 @@ class Tool:
     def __init__(self, places: Places | None = None, deadline: float = DEADLINE) -> None:
         self._places = places or Places()
         self._deadline = deadline
+        self.reading = Reading(self._places.sysfs)
         self._lock = anyio.Lock()
         self._stuck: asyncio.subprocess.Process | None = None
         self._stuck_at = ""
@@ -70,14 +74,7 @@ class Tool:
 
         :raises Hung: it does not answer.
         """
-        folder = self._places.sysfs
-        try:
-            with anyio.fail_after(LOOK_PATIENCE):
-                return await anyio.to_thread.run_sync(sysfs.look, folder, abandon_on_cancel=True)
-        except TimeoutError:
-            raise Hung(f"cannot read {folder}: no answer within {LOOK_PATIENCE:g} s", _HANGS) from None
-        except OSError as exc:
-            raise BackendError(f"cannot read {folder}: {exc.strerror}") from exc
+        return await self.reading.call(functools.partial(sysfs.look, self._places.sysfs))
 
     async def condition(self) -> Condition:
         """Return what can be done with Jailhouse."""
@@ -94,10 +91,7 @@ class Tool:
         view = await self.look()
         if view.enabled:
             return view
-        if view.module:
-            why, mend = "Jailhouse is not enabled", "enable it with the board's system configuration"
-        else:
-            why, mend = "Jailhouse's kernel module is not loaded", "load it with modprobe jailhouse"
+        why, mend = NOT_ENABLED if view.module else NOT_LOADED
         raise BackendError(f"cannot use Jailhouse: {why}", mend)
 
     async def cells(self) -> dict[str, CellSeen]:
@@ -105,6 +99,15 @@ class Tool:
         return {cell.name: cell for cell in (await self.look()).cells}
 
     # Section: doing
+
+    async def insert(self, file: str = "") -> None:
+        """Load the kernel module: the kernel's own, or the one in a file."""
+        words = ("insmod", file) if file else ("modprobe", "jailhouse")
+        await self._module(Action.INSERT, words, Condition.LOADED)
+
+    async def remove(self) -> None:
+        """Remove the kernel module."""
+        await self._module(Action.REMOVE, ("rmmod", "jailhouse"), Condition.ABSENT)
 
     async def enable(self, path: str) -> None:
         """Enable the hypervisor with a system configuration.
@@ -151,6 +154,15 @@ class Tool:
             await self._expect(Action.DESTROY, name, name not in await self.cells())
 
     # Section: parts
+
+    async def _module(self, action: Action, words: Sequence[str], wanted: Condition) -> None:
+        async with self._lock:
+            self._refuse_if_stuck(action)
+            program = shutil.which(words[0], path=f"{os.environ.get('PATH', '')}:{PATH}") or words[0]
+            answer = await self._call(action, words[1:], program)
+            if answer.status != 0:
+                raise explain(action, answer, Facts("", await self.condition()))
+            await self._expect(action, "", await self.condition() is wanted)
 
     async def _on_cell(self, action: Action, name: str, verb: str, *words: str) -> CellSeen:
         async with self._lock:
@@ -211,24 +223,24 @@ class Tool:
     async def _facts(self, action: Action, target: str, reason: str) -> Facts:
         cells = await self.cells()
         is_root = action not in (Action.ENABLE, Action.CREATE) and target in cells and cells[target].id == 0
-        return Facts(target, await self.condition(), reason, is_root)
+        locked = next((name for name, cell in cells.items() if cell.state == sysfs.LOCKED and name != target), "")
+        return Facts(target, await self.condition(), reason, is_root, locked)
 
-    async def _call(self, what: str, words: Sequence[str]) -> Answer:
-        program = self._places.program
+    async def _call(self, what: str, words: Sequence[str], program: str = "") -> Answer:
+        hint = "install kmod" if program else "install Jailhouse's tools"
+        program = program or self._places.program
         try:
             process = await asyncio.create_subprocess_exec(
                 program, *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
             )
         except OSError as exc:
-            raise BackendError(
-                f"cannot {what}: {program} cannot be run: {exc.strerror}", "install Jailhouse's tools"
-            ) from exc
+            raise BackendError(f"cannot {what}: {program} cannot be run: {exc.strerror}", hint) from exc
         try:
             async with asyncio.timeout(self._deadline):
                 out, err = await process.communicate()
         except TimeoutError:
             await self._give_up(process, " ".join(("jailhouse", *words[:2])))
-            raise Hung(f"cannot {what}: jailhouse did not come back within {self._deadline:g} s", _HANGS) from None
+            raise Hung(f"cannot {what}: jailhouse did not come back within {self._deadline:g} s", HANGS) from None
         except asyncio.CancelledError:
             # The driver may be half way: nothing else must be tried before the call has ended.
             with anyio.CancelScope(shield=True):
@@ -250,10 +262,7 @@ class Tool:
         if self._stuck is not None and self._stuck.returncode is not None:
             self._stuck = None
         if self._stuck is not None:
-            raise Hung(f"cannot {action}: `{self._stuck_at}` hangs and holds the driver", _HANGS)
-
-
-_HANGS: Final = "the board must be reset; its console may say which CPU was parked"
+            raise Hung(f"cannot {action}: `{self._stuck_at}` hangs and holds the driver", HANGS)
 
 
 def _image_words(image: Image) -> list[str]:

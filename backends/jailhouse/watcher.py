@@ -27,7 +27,7 @@ FAST: Final = 0.02
 SLOW: Final = 0.5
 #: How much longer each pause is than the one before.
 GROWTH: Final = 1.5
-#: Looks without an answer before the board is given up: each of them has waited ``tool.LOOK_PATIENCE`` already.
+#: Looks without an answer before the board is given up: each of them has waited ``reading.PATIENCE`` already.
 SILENCES: Final = 2
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from backends.jailhouse.planner import SYSFS, cells
+from backends import detect
+from backends.jailhouse.backend import JailhouseBackend
+from backends.jailhouse.sysfs import View
 from runphi_async.errors import ConfigError, RunphiError
 from runphi_async.partition import board as boards
 from runphi_async.partition import drawing
@@ -39,7 +41,8 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         raise ConfigError("cannot draw a board: none is configured", f"set jailhouse.board, or give --board: {known}")
     path = call.path(name) if given.board and "/" in name else name
     run_dir = None if given.board and given.board != configured else supervisor.store.run_dir
-    picture = await anyio.to_thread.run_sync(_draw, path, run_dir, given.svg is not None)
+    view = await _view(supervisor) if run_dir is not None else View()
+    picture = await anyio.to_thread.run_sync(_draw, path, run_dir, given.svg is not None, view)
     if given.svg in (None, "-"):
         await call.out(picture)
         return
@@ -50,14 +53,19 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         raise RunphiError(f"cannot write {target}: {exc.strerror}") from exc
 
 
-def _draw(name: str, run_dir: str | None, as_svg: bool, sysfs: str = SYSFS) -> str:
+async def _view(supervisor: Supervisor) -> View:
+    backend = await detect.backend("jailhouse", supervisor.detection)
+    assert isinstance(backend, JailhouseBackend)
+    return await backend.look()
+
+
+def _draw(name: str, run_dir: str | None, as_svg: bool, view: View) -> str:
     board = boards.load(name)
-    path = os.path.join(run_dir, FILE) if run_dir is not None else None
-    held = Ledger(path, boot_id()).held() if path is not None else ()
-    seen = cells(sysfs) if path is not None else []
+    held = Ledger(os.path.join(run_dir, FILE), boot_id()).held() if run_dir is not None else ()
+    seen = view.guests()
     everything = (*held, *strangers(held, seen))
     if as_svg:
         return drawing.svg(board, everything)
-    odd = check(held, seen) if path is not None and os.path.isdir(sysfs) else []
+    odd = check(held, seen) if view.module else []
     notes = [f"  note: {note.owner or 'nobody'}: {note.problem}" for note in odd]
     return "\n".join([drawing.text(board, everything), *notes]) + ("\n" if notes else "")

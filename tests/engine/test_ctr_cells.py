@@ -124,7 +124,7 @@ def test_attach_logs_pause_kill_and_delete(cells: CellEngine) -> None:
 
 
 def test_cells_side_by_side_outlive_their_supervisor(cells: CellEngine) -> None:
-    names = [cells.name("cell") for _ in range(3)]
+    names = [cells.name("cell") for _ in range(8)]
     children = [cells.cell(name, port=port) for port, name in enumerate(names, 1)]
     # the banner may be here before the verb is answered
     wait_until(lambda: {cells.status(name) for name in names} == {"RUNNING"}, ANSWER, "running cells")

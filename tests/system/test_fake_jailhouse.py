@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backends.jailhouse import check, codec
 from backends.jailhouse.model import CellFlag
-from runphi_async.testing.fake_jailhouse import board, driver, inmates, link
+from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, rootsystem, tool
 from runphi_async.testing.fake_jailhouse.__main__ import main as by_hand
 from runphi_async.testing.fake_jailhouse.place import Place, start_time
 from runphi_async.testing.fake_jailhouse.ring import SIZE, Ring
@@ -23,6 +24,7 @@ from tests.unit.fakeboard import BIN, FakeBoard, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 OK = Result("", "", 0)
 #: Seconds that something may take on a busy machine.
@@ -505,3 +507,51 @@ def test_numbers_as_c_reads_them(text: str, value: int | None) -> None:
 
 def test_active_flag_of_the_demo_cells() -> None:
     assert board.small_cell("x").flags == CellFlag.PASSIVE_COMMREG | CellFlag.VIRTUAL_CONSOLE_ACTIVE
+
+
+# Section: modules and pace
+
+
+def test_the_tools_for_modules(here: FakeBoard) -> None:
+    def run(tool: str, *words: str) -> Result:
+        done = subprocess.run(
+            [BIN / tool, *words], env=here.env, capture_output=True, text=True, timeout=50, check=False
+        )
+        return Result(done.stdout, done.stderr, done.returncode)
+
+    assert run("rmmod", "jailhouse") == Result("", "rmmod: ERROR: Module jailhouse is in use\n", 1)
+    assert run("modprobe", "jailhouse") == OK  # it is loaded already
+    assert here.jailhouse("disable") == OK
+    assert run("modprobe", "-r", "jailhouse") == OK
+    assert not here.place.sysfs.exists()
+    assert run("rmmod", "jailhouse").err == "rmmod: ERROR: Module jailhouse is not currently loaded\n"
+    assert run("modprobe", "other").err.startswith("modprobe: FATAL: Module other not found in directory /lib/modules/")
+    module = str(here.root / rootsystem.here(rootsystem.MODULE))
+    assert run("insmod", "/nonexistent").err == (
+        "insmod: ERROR: could not load module /nonexistent: No such file or directory\n"
+    )
+    assert run("insmod", module) == OK
+    assert run("insmod", module).err == f"insmod: ERROR: could not insert module {module}: File exists\n"
+    here.place.control.write_text(json.dumps([{"on": "rmmod", "status": 1, "stderr": "rmmod: made up"}]))
+    assert run("rmmod", "jailhouse") == Result("", "rmmod: made up\n", 1)
+
+
+@pytest.mark.parametrize(("pace", "slept"), [("0", 0.0), ("1", 0.165), ("2", 0.33)])
+def test_calls_take_as_long_as_recorded(
+    here: FakeBoard, pace: str, slept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call sleeps for what is left of its recorded time; the clock stands still here."""
+    here.place.pace.write_text(f"{pace}\n")
+    naps: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 100.0, sleep=naps.append)
+    monkeypatch.setattr(tool, "time", clock)
+    monkeypatch.setenv("FAKE_JAILHOUSE", str(here.root))
+    assert tool.Tool(here.place, ["jailhouse", "cell", "create", str(here.path("t-vcon1"))]).run() == 0
+    assert naps[-1] == pytest.approx(slept)
+    assert set(tool.DURATIONS) >= {"cell create", "cell load", "cell start", "cell shutdown", "cell destroy"}
+
+
+def test_the_pace_is_given_when_the_board_is_made(tmp_path: Path) -> None:
+    assert by_hand(["--dir", str(tmp_path / "b"), "power-on", "--pace", "1.5", "--no-module"]) == 0
+    assert Place(tmp_path / "b").pace.read_text() == "1.5\n"
+    assert by_hand(["--dir", str(tmp_path / "b"), "power-off"]) == 0

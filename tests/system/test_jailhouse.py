@@ -6,13 +6,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backends.jailhouse import codec
+from runphi_async.partition.claims import Claim, Kind, Owner
+from runphi_async.partition.ledger import Ledger
+from runphi_async.store import boot_id
 from runphi_async.testing.cellboard import CellBoard
-from tests.system.place import Place, until
+from runphi_async.testing.fake_jailhouse import board as fake
+from runphi_async.testing.fake_jailhouse import driver
+from tests.system.place import Place, ended, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,9 +58,6 @@ class CellPlace(Place):
 
     def held(self) -> set[str]:
         """Return who has something of the board."""
-        from runphi_async.partition.ledger import Ledger
-        from runphi_async.store import boot_id
-
         return {held.owner.name for held in Ledger(str(self.run_dir / "ledger.db"), boot_id()).held()}
 
 
@@ -315,3 +320,124 @@ def test_doctor_looks_at_the_board(place: CellPlace) -> None:
     assert "Jailhouse on QEMU virt, arm64" in place.call("doctor").stdout
     place.board.run("disable")
     assert "Jailhouse is not enabled" in place.call("doctor").stdout
+
+
+def test_a_cpu_that_was_offline_before_stays_so_and_is_told_of(place: CellPlace) -> None:
+    """Jailhouse brings back only the CPUs that it took offline itself."""
+    driver.online(place.board.place, 1, up=False)
+    cell = place.running_cell("cold")
+    assert "CPUs that have left the root system: 1" in place.log()
+    kill(cell, "KILL")
+    assert cell.wait() == 137
+    until(lambda: "CPU 1 is the root system's again and stays offline" in place.log(), "words about it")
+    assert "CPU 1 of the root cell is offline: `jailhouse disable` would fail half way" in place.call("doctor").stdout
+    driver.online(place.board.place, 1, up=True)
+
+
+# Section: the ledger
+
+
+def claim(place: CellPlace, owner: str, cell: str, cpu: int) -> None:
+    """Claim as a supervisor did that died before it made a record, or whose record somebody removed."""
+    ledger = Ledger(str(place.run_dir / "ledger.db"), boot_id())
+    ledger.claim(Owner(owner, boot_id(), cell), [Claim(Kind.CPU, cpu, cpu + 1)])
+
+
+def test_one_id_in_two_roots_makes_two_cells(place: CellPlace) -> None:
+    one = place.running_cell("same")
+    two = place.running_cell("same", root=place.path / "root2", port=2)
+    names = list(place.board.cells())
+    assert len(set(names)) == 2
+    assert "same" in names
+    assert len(place.held()) == 2
+    for cell in (one, two):
+        cell.type(b"echo I am one\n")
+        cell.expect(b"\nI am one\r\n> ")
+    one.type(b"exit 0\n")
+    assert one.wait() == 0
+    assert list(place.board.cells()) == [name for name in names if name != "same"]
+    two.type(b"echo still here\n")
+    two.expect(b"\nstill here\r\n> ")
+    again = place.running_cell("next", port=3)
+    two.must("delete", "--force")
+    assert list(place.board.cells()) == ["next"]
+    assert again.state()["status"] == "running"
+
+
+def test_a_name_that_somebody_else_gave_a_cell(place: CellPlace) -> None:
+    cell = place.running_cell("mine")
+    taken = fake.small_cell("taken", (5,), ram=0x7F00_0000)
+    path = place.board.image.parent / "taken.cell"
+    path.write_bytes(codec.encode(taken))
+    place.board.run("cell", "create", str(path))
+    own = place.running_cell("taken", port=2)
+    names = list(place.board.cells())
+    assert {"mine", "taken"} < set(names)
+    assert len(names) == 3
+    own.must("delete", "--force")
+    assert sorted(place.board.cells()) == ["mine", "taken"]
+    cell.type(b"exit 0\n")
+    assert cell.wait() == 0
+
+
+def test_a_new_supervisor_looks_over_the_ledger(place: CellPlace) -> None:
+    """What stands for nothing is freed; what still exists is kept and told of, in log, events and doctor."""
+    cell = place.running_cell("live")
+    claim(place, "vanished", "vanished", 6)
+    claim(place, "orphan", "orphan", 7)
+    for name, cpu, ram in (("orphan", 7, 0x7F10_0000), ("stranger", 8, 0x7F20_0000)):
+        path = place.board.image.parent / f"{name}.cell"
+        path.write_bytes(codec.encode(fake.small_cell(name, (cpu,), ram=ram)))
+        place.board.run("cell", "create", str(path))
+    # the live one's CPUs are not what it claimed: somebody edited the ledger by hand
+    with closing(sqlite3.connect(place.run_dir / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE claim SET start = 9, end = 10 WHERE owner = 'live' AND kind = 'cpu'")
+    place.kill_supervisor()
+    assert place.held() == {"live", "orphan"}
+    log = place.log()
+    assert "ledger: vanished: its cell 'vanished' does not exist any more: freed" in log
+    assert "ledger: orphan: its cell 'orphan' is there, and its container's record is gone" in log
+    assert "ledger: nobody: cell 'stranger' on CPUs 8 was made by somebody else" in log
+    problem = "its cell 'live' has CPUs 1, it claimed 9"
+    assert [event["problem"] for event in place.events("live") if event["event"] == "ledger"] == [problem]
+    said = place.call("doctor").stdout
+    for text in (f"ledger: live: {problem}", "ledger: orphan: its cell 'orphan' is there", "cell 'stranger' on CPUs 8"):
+        assert text in said
+    assert "vanished" not in said
+    place.board.run("cell", "destroy", "--name", "orphan")
+    place.kill_supervisor()
+    assert place.held() == {"live"}
+    cell.type(b"exit 0\n")
+    assert cell.wait() == 0
+    assert place.held() == set()
+
+
+def test_a_board_that_hangs_takes_no_threads(place: CellPlace) -> None:
+    """sysfs that never answers: the supervisor goes on, says so, and works again when it answers."""
+    place.must("version")
+    enabled = place.board.place.sysfs / "enabled"
+    content = enabled.read_bytes()
+    enabled.unlink()
+    os.mkfifo(enabled)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            said = [answer.stdout for answer in pool.map(lambda _: place.call("doctor"), range(8))]
+        assert all("no answer within" in text or "never came back" in text for text in said)
+        assert "reads of sysfs never came back" in said[-1]
+        assert "the board must be reset" in said[-1]
+        assert place.cell("none").created == 1
+        assert place.call("map").returncode == 1
+        assert place.call("list").returncode == 0
+        pid = place.pid()
+        os.kill(pid, signal.SIGTERM)  # it ends although its threads do not
+        ended(pid)
+        assert "thread(s) have not come back" in place.log()
+        assert place.call("list").returncode == 0  # the next one
+        assert "no answer within" in place.call("doctor").stdout
+    finally:
+        # Who waits for a writer finds one, then the end of the file. A reader that comes later finds the file.
+        fifo = enabled.rename(enabled.with_name("hanging"))
+        enabled.write_bytes(content)
+        os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))
+        fifo.unlink()
+    until(lambda: "Jailhouse on QEMU virt" in place.call("doctor").stdout, "an answer")

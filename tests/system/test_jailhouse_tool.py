@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver of the tool, on the fake: what people are told of every recorded error, and what is never called."""
+"""The driver of the tool, on the fake: what people are told of errors, and what is never called.
+
+The words for every recorded error are in tests/unit/test_jailhouse_errors.py.
+"""
 
 from __future__ import annotations
 
@@ -22,120 +25,9 @@ from tests.unit.fakeboard import BIN, FakeBoard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Section: words
-
-
-def words(action: Action, err: str, *, enabled: bool = True, reason: str = "", root: bool = False) -> str:
-    target = "" if action in (Action.DISABLE, Action.CONSOLE) else "demo"
-    facts = Facts(target, Condition.ENABLED if enabled else Condition.LOADED, reason, root)
-    return str(explain(action, Answer(1, "", f"{err}\n"), facts))
-
-
-def row(action: Action, err: str, message: str, **facts: Any) -> Any:
-    return pytest.param(action, err, message, facts, id=f"{action}: {err} {facts or ''}")
-
-
-A = Action
-INVALID = "Invalid argument"
-DEVICE = "opening /dev/jailhouse: "
-NOT_ENABLED = "Jailhouse is not enabled; enable it with the board's system configuration"
-#: Every line that was recorded, and what a person is told.
-ROWS = [
-    *(
-        row(action, f"{DEVICE}No such file or directory", "Jailhouse's kernel module is not loaded; load it with")
-        for action in (A.ENABLE, A.DISABLE, A.CREATE, A.LOAD, A.START, A.SHUTDOWN, A.DESTROY, A.CONSOLE)
-    ),
-    row(A.DISABLE, f"JAILHOUSE_DISABLE: {INVALID}", f"cannot disable Jailhouse: {NOT_ENABLED}", enabled=False),
-    row(A.CREATE, f"JAILHOUSE_CELL_CREATE: {INVALID}", f"cannot create cell 'demo': {NOT_ENABLED}", enabled=False),
-    row(A.LOAD, f"JAILHOUSE_CELL_LOAD: {INVALID}", NOT_ENABLED, enabled=False),
-    row(A.SHUTDOWN, f"JAILHOUSE_CELL_LOAD: {INVALID}", f"cannot shut down cell 'demo': {NOT_ENABLED}", enabled=False),
-    row(A.START, f"JAILHOUSE_CELL_START: {INVALID}", NOT_ENABLED, enabled=False),
-    row(A.DESTROY, f"JAILHOUSE_CELL_DESTROY: {INVALID}", NOT_ENABLED, enabled=False),
-    row(A.CONSOLE, "read(console): Resource temporarily unavailable", "not been enabled since its module was loaded"),
-    row(A.ENABLE, "JAILHOUSE_ENABLE: Device or resource busy", "cannot enable Jailhouse: it is enabled already"),
-    row(
-        A.ENABLE,
-        f"JAILHOUSE_ENABLE: {INVALID}",
-        "the file is no system configuration of this Jailhouse; look at it with `runphi cell dump`",
-        enabled=False,
-        reason="Not a system configuration",
-    ),
-    row(
-        A.ENABLE,
-        "JAILHOUSE_ENABLE: No such file or directory",
-        "the hypervisor's image is not in /lib/firmware; install jailhouse.bin there",
-        enabled=False,
-    ),
-    row(
-        A.ENABLE,
-        f"JAILHOUSE_ENABLE: {INVALID}",
-        "must list exactly the CPUs that are online and be whole",
-        enabled=False,
-    ),
-    row(A.CREATE, "opening /x.cell: No such file or directory", "/x.cell cannot be opened: No such file or directory"),
-    row(A.CREATE, "reading /root: Is a directory", "/root cannot be read: Is a directory"),
-    row(A.CREATE, f"{DEVICE}Permission denied", "/dev/jailhouse may not be opened; run the supervisor as root"),
-    row(A.CREATE, "JAILHOUSE_CELL_CREATE: File exists", "Jailhouse has a cell of that name; destroy it"),
-    row(A.CREATE, "JAILHOUSE_CELL_CREATE: Device or resource busy", "a CPU of it belongs to another cell or is not"),
-    row(
-        A.CREATE,
-        f"JAILHOUSE_CELL_CREATE: {INVALID}",
-        "the file is no cell configuration of this Jailhouse",
-        reason="Not a cell configuration",
-    ),
-    row(
-        A.CREATE,
-        f"JAILHOUSE_CELL_CREATE: {INVALID}",
-        "the file has another revision than this Jailhouse; build it for the board's Jailhouse",
-        reason="Configuration revision mismatch",
-    ),
-    row(A.CREATE, f"JAILHOUSE_CELL_CREATE: {INVALID}", "Jailhouse refused the configuration; check it with `runphi"),
-    row(A.CREATE, "JAILHOUSE_CELL_CREATE: Operation not permitted", "another cell is locked and allows no changes"),
-    *(
-        row(action, f"JAILHOUSE_CELL_{name}: No such file or directory", "Jailhouse has no cell of that name")
-        for action, name in ((A.START, "START"), (A.SHUTDOWN, "LOAD"), (A.LOAD, "LOAD"), (A.DESTROY, "DESTROY"))
-    ),
-    *(
-        row(action, f"JAILHOUSE_CELL_{name}: {INVALID}", "it is the root cell, in which Linux runs", root=True)
-        for action, name in ((A.START, "START"), (A.SHUTDOWN, "LOAD"), (A.LOAD, "LOAD"), (A.DESTROY, "DESTROY"))
-    ),
-    row(
-        A.LOAD,
-        f"JAILHOUSE_CELL_LOAD: {INVALID}",
-        "cannot load images into cell 'demo': an image does not fit into a LOADABLE region at its address; "
-        "the cell has been stopped",
-    ),
-    *(
-        row(action, f"JAILHOUSE_CELL_{name}: Operation not permitted", "the cell refuses to shut down; end what runs")
-        for action, name in ((A.START, "START"), (A.SHUTDOWN, "LOAD"), (A.LOAD, "LOAD"), (A.DESTROY, "DESTROY"))
-    ),
-    row(A.DISABLE, "JAILHOUSE_DISABLE: Operation not permitted", "a cell refuses to shut down; cells before it"),
-    row(A.DISABLE, "JAILHOUSE_DISABLE: Device or resource busy", "a CPU of the root cell is offline; all other cells"),
-    row(A.OTHER, "reading stats: No such file or directory", "Jailhouse has no statistics of it"),
-    row(A.OTHER, "_curses.error: setupterm: could not find terminal", "jailhouse said '_curses.error: setupterm:"),
-    row(A.OTHER, "No device tree specified", "jailhouse said 'No device tree specified' and ended with status 1"),
-    row(A.OTHER, "No space found to load all images", "jailhouse said 'No space found to load all images'"),
-    row(A.OTHER, "Not a cell configuration: /x", "jailhouse said 'Not a cell configuration: /x'"),
-    row(A.CONSOLE, "read(console): Operation not permitted", "does not allow it; set VIRTUAL_DEBUG_CONSOLE"),
-    row(A.CREATE, "JAILHOUSE_CELL_CREATE: Argument list too long", "larger than 64 KiB"),
-    row(A.CREATE, "JAILHOUSE_CELL_CREATE: Cannot allocate memory", "the hypervisor has no memory left"),
-    row(A.LOAD, "JAILHOUSE_CELL_LOAD: Interrupted system call", "the call was interrupted; try again"),
-    row(A.START, "JAILHOUSE_CELL_START: Bad address", "jailhouse said 'Bad address'"),
-    row(A.START, "", "jailhouse said nothing and ended with status 1"),
-]
-
-
-@pytest.mark.parametrize(("action", "err", "message", "facts"), ROWS)
-def test_every_recorded_error_in_words(action: Action, err: str, message: str, facts: dict[str, Any]) -> None:
-    text = words(action, err, **facts)
-    assert text.startswith(f"cannot {action}")
-    assert message in text
-    assert "does not exist" not in text  # engines take it for an unknown container
-    assert "; " in text  # there is a way to mend it
-
 
 def test_usage_means_another_tool() -> None:
-    error = explain(A.START, Answer(1, "Usage: jailhouse {", ""), Facts("x", Condition.ENABLED))
+    error = explain(Action.START, Answer(1, "Usage: jailhouse {", ""), Facts("x", Condition.ENABLED))
     assert "the tool does not understand the command" in str(error)
 
 
@@ -277,6 +169,17 @@ async def test_a_cell_that_denies_in_words(here: FakeBoard) -> None:
     with pytest.raises(BackendError, match="cannot shut down cell 'commto': the cell refuses to shut down"):
         await made.shutdown("commto")
     await made.destroy("commto")
+
+
+async def test_a_cell_that_another_one_keeps_from_being_destroyed(here: FakeBoard) -> None:
+    made = await enabled(here)
+    await made.create(str(here.path("t-vcon1")))
+    await made.create(str(here.path("t-commto")))
+    await made.load("commto", jhtest(here, "mode=lock"))
+    await made.start("commto")
+    assert by_hand(["--dir", str(here.root), "settle"]) == 0
+    with pytest.raises(BackendError, match="cannot destroy cell 'vcon1': cell 'commto' is locked and allows no"):
+        await made.destroy("vcon1")
 
 
 async def test_calls_wait_for_each_other(here: FakeBoard) -> None:

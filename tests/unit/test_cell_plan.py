@@ -258,6 +258,31 @@ def test_an_image_at_a_physical_address_names_who_is_there() -> None:
     assert "board 'kria-kv260' lends 0x3ed00000-0x46cfffff" in refusal(board=KRIA, image=far, rpu=True)
 
 
+def test_holes_are_filled_joined_and_counted() -> None:
+    """First fit: a hole takes what fits, neighbours that are given back become one, a shortage tells the largest."""
+    board = changed(QEMU, cpus=boards.Cpus(all="0-15"), memory=(boards.Memory(start=0x7000_0000, size=Size(16 * MIB)),))
+    held: dict[str, tuple[Held, ...]] = {}
+
+    def everything() -> tuple[Held, ...]:
+        return tuple(part for parts in held.values() for part in parts)
+
+    def make(name: str, size: int) -> int:
+        found = plan(board, id=name, held=everything(), memory_limit=size * MIB)
+        held[name] = holding(found, name)
+        return (regions(found, "RAM")[0][0] - 0x7000_0000) // MIB
+
+    assert [make(name, 4) for name in ("a", "b", "c", "d")] == [0, 4, 8, 12]
+    del held["b"], held["d"]
+    text = refusal(board=board, id="e", held=everything(), memory_limit=6 * MIB)
+    assert "8 MiB are free, the largest piece has 4 MiB; 'a' has 4 MiB, 'c' has 4 MiB" in text
+    assert make("f", 2) == 4  # the lowest hole, although the other would fit as well
+    assert make("g", 4) == 12  # what is left of the first is too small
+    del held["f"], held["a"]
+    assert make("h", 8) == 0  # three pieces were given back one by one, and are one range
+    del held["c"], held["g"], held["h"]
+    assert make("i", 16) == 0
+
+
 def test_colours_interleave_and_exclude() -> None:
     one = plan(KRIA, **annotated(colors="0-3"))
     two = plan(KRIA, held=holding(one), **annotated(colors="4-7"))
@@ -279,15 +304,18 @@ def test_colours_interleave_and_exclude() -> None:
 
 
 def test_a_port_of_its_own_has_input_and_interrupt() -> None:
-    found = plan(ZCU)
+    assert ZCU.template.inmate is not None
+    inmate = msgspec.structs.replace(ZCU.template.inmate, console="uart1")
+    board = changed(ZCU, template=msgspec.structs.replace(ZCU.template, inmate=inmate))
+    found = plan(board)
     assert (found.cell.console.name, found.cell.console.input) == ("uart1", True)
     assert (found.cell.uart.type, [chip.pins for chip in found.cell.chips]) == ("xuartps", [(54,)])
-    second = plan(ZCU, held=holding(found))
+    second = plan(board, held=holding(found))
     assert second.cell.console.source is Source.VIRTUAL
     assert any("output only" in line and "('first' has uart1, the usual one)" in line for line in second.explain)
-    text = refusal(board=ZCU, held=holding(found), **annotated(console_port="uart1"))
+    text = refusal(board=board, held=holding(found), **annotated(console_port="uart1"))
     assert "cannot give device uart1 at 0xff010000 to 'c1': 'first' has device uart1 at 0xff010000" in text
-    shared = plan(ZCU, held=holding(found), **annotated(console_port="uart0"))
+    shared = plan(board, held=holding(found), **annotated(console_port="uart0"))
     assert (shared.cell.console.tty, shared.cell.console.input, shared.cell.chips) == ("/dev/ttyPS0", False, ())
 
 
@@ -479,6 +507,11 @@ def test_the_page_shows_what_the_planner_makes() -> None:
     page = Path("docs/reference/boards.md").read_text()
     assert page.endswith(examples.page()), "run python -m backends.jailhouse.examples and put it at the page's end"
     assert {example.board for example in examples.EXAMPLES} == set(boards.shipped())
+
+
+def test_the_map_in_the_docs_is_current() -> None:
+    shown = Path("docs/images/map-kria-kv260.svg").read_text()
+    assert shown == examples.picture(), "run python -m backends.jailhouse.examples picture > docs/images/map-…"
 
 
 def test_the_page_is_printed() -> None:

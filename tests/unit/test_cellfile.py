@@ -60,6 +60,39 @@ def test_the_file_is_the_memory_that_the_board_allows(example: examples.Example)
     assert loadable
     for region in loadable:
         assert any(Range(region.phys_start, region.phys_start + region.size).within(part) for part in allowed)
+    # and every other region is something that the board lends, whole and with the flags it may have
+    others = [m for m in found.memory if not m.flags & model.Mem.LOADABLE and m.size]
+    assert {(m.phys_start, m.size) for m in others} <= lent(board)
+    for region in others:
+        alone = bool(region.flags & model.Mem.IO) and not shared_uart(board, region.phys_start)
+        if not region.flags & model.Mem.COMM_REGION and not alone:
+            assert region.flags & model.Mem.ROOTSHARED, region
+        assert not region.flags & model.Mem.EXECUTE
+    (comm,) = [m for m in found.memory if m.flags & model.Mem.COMM_REGION]
+    assert (comm.virt_start, comm.size) == (board.comm.address, 4096)
+
+
+def lent(board: boards.Board) -> set[tuple[int, int]]:
+    """Return where everything but RAM lies that a cell may get on a board: address and size."""
+    found = {(0, 4096)}  # the communication region: where it lies is the hypervisor's matter
+    found |= {(uart.address, int(uart.size)) for uart in board.uart}
+    templates = [board.template.inmate, board.template.linux, board.template.kernel, board.template.rpu]
+    found |= {(part.start, int(part.size)) for one in templates if one is not None for part in one.shared}
+    for slot in board.ivshmem:
+        at = slot.base + 4096
+        found |= {(slot.base, 4096), (at, int(slot.rw))}
+        at += int(slot.rw)
+        found |= {(at + number * int(slot.output), int(slot.output)) for number in range(slot.peers)}
+    return found
+
+
+def shared_uart(board: boards.Board, address: int) -> bool:
+    return any(uart.shared for uart in board.uart if uart.address == address)
+
+
+def test_every_shipped_board_has_the_demo_inmate() -> None:
+    flat = {example.board for example in examples.EXAMPLES if example.image.format is ImageFormat.FLAT}
+    assert flat == set(boards.shipped())
 
 
 def test_header_of_the_recorded_demo_cell() -> None:

@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from backends.jailhouse import codec, csource, layout, model
+from backends.jailhouse import codec, csource, examples, layout, model
 from backends.jailhouse.model import Arch, Mem, Memory
 from runphi_async.errors import CellError
 from runphi_async.testing.fake_jailhouse import board
 from tests.unit import jailhousekit as kit
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EVERYTHING: dict[str, Any] = {
     "flags": model.CellFlag.PASSIVE_COMMREG | model.CellFlag.VIRTUAL_CONSOLE_PERMITTED | 0x100,
@@ -58,10 +57,26 @@ OMNIVISOR_ONLY: dict[str, Any] = {
 }
 
 
+#: Source trees of Jailhouse, of any dialect, to compile against besides our own transcript of its headers.
+OURS = f"-I{kit.DATA / 'include'}"
+TREES = [Path(name) for name in os.environ.get("RUNPHI_JAILHOUSE_SOURCES", "").split(":") if name]
+
+
+def headers(dialect: str) -> list[tuple[str, ...]]:
+    """Return the compiler's options for every set of headers of a dialect."""
+    found: list[tuple[str, ...]] = [(OURS, *(["-DOMNIVISOR"] if dialect == "omnivisor" else []))]
+    for tree in TREES:
+        fork = "rcpu_set_size" in (tree / "include/jailhouse/cell-config.h").read_text()
+        if fork == (dialect == "omnivisor"):
+            folders = ("include", "hypervisor/include", "hypervisor/arch/arm64/include")
+            found.append(tuple(f"-I{tree / folder}" for folder in folders))
+    return found
+
+
 def compiled(source: str, tmp_path: Path, *options: str) -> bytes:
     """Compile as Jailhouse's build does, and return what objcopy takes out."""
     (tmp_path / "cell.c").write_text(source)
-    include = ["-nostdinc", "-I", str(kit.DATA / "include")]
+    include = ["-nostdinc"] if any(option.startswith("-I") for option in options) else ["-nostdinc", OURS]
     flags = ["-std=gnu99", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"]
     for command in (
         ["gcc", *include, *flags, *options, "-c", "cell.c", "-o", "cell.o"],
@@ -81,6 +96,15 @@ def test_the_demo_cell_compiles_to_its_bytes(tmp_path: Path) -> None:
         ".flags = JAILHOUSE_MEM_READ | JAILHOUSE_MEM_WRITE | JAILHOUSE_MEM_EXECUTE | JAILHOUSE_MEM_LOADABLE" in source
     )
     assert ".bar_mask = JAILHOUSE_IVSHMEM_BAR_MASK_INTX," in source
+
+
+@pytest.mark.parametrize("example", examples.EXAMPLES, ids=lambda example: str(example.spec["id"]))
+def test_planned_cells_compile_to_their_files(example: examples.Example, tmp_path: Path) -> None:
+    """Against the headers of this directory, and against those of real trees that the environment names."""
+    plan = examples.plan(example)
+    source, file = (plan.files[f"{example.spec['id']}.{kind}"] for kind in ("c", "cell"))
+    for options in headers(plan.cell.dialect):
+        assert compiled(source.decode(), tmp_path, *options) == file, options
 
 
 def test_every_kind_of_array_compiles_for_mainline(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from backends.jailhouse import planner
+from backends.jailhouse.sysfs import CellSeen, View
 from runphi_async import wire
 from runphi_async.commands import map as map_verb
 from runphi_async.config import Config, Jailhouse, Qemu
@@ -294,9 +295,26 @@ async def test_the_verb_draws_the_configured_board_and_others(supervisor: Superv
     assert "cannot write /nonexistent/x.svg: No such file or directory" in call.said(wire.ERR)
 
 
-def test_the_map_tells_where_ledger_and_hypervisor_disagree(tmp_path: Path, run_dir: Path) -> None:
+async def test_the_map_looks_where_the_configuration_says(run_dir: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "elsewhere"
+    for number, (name, cpus) in enumerate((("root", "0,2-3"), ("linux", "1"))):
+        cell = tree / "cells" / str(number)
+        cell.mkdir(parents=True)
+        files = {"name": name, "state": "running", "cpus_assigned_list": cpus, "cpus_failed_list": ""}
+        for file, text in files.items():
+            (cell / file).write_text(f"{text}\n")
+    (tree / "enabled").write_text("1\n")
+    config = Config(jailhouse=Jailhouse(board="qemu-arm64", sysfs=str(tree)))
+    call = await drawn(Supervisor(config, str(run_dir)))
+    assert "  CPU 1   cell linux" in call.said(wire.OUT).splitlines()
+    assert "note: nobody: cell 'linux' on CPUs 1 was made by somebody else" in call.said(wire.OUT)
+
+
+def test_the_map_tells_where_ledger_and_hypervisor_disagree(run_dir: Path) -> None:
     Ledger(str(run_dir / FILE), boot_id()).claim(Owner("web", "", "web"), [Claim(Kind.CPU, 2, 3)])
-    lines = map_verb._draw("qemu-arm64", str(run_dir), False, sysfs(tmp_path / "sys", linux="1")).splitlines()
+    root, linux = CellSeen(0, "root", "running", (0, 2, 3)), CellSeen(1, "linux", "running", (1,))
+    view = View(True, True, (root, linux))
+    lines = map_verb._draw("qemu-arm64", str(run_dir), False, view).splitlines()
     assert "  CPU 1   cell linux" in lines
     assert lines[-2:] == [
         "  note: web: its cell 'web' does not exist any more",

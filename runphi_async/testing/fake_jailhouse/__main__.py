@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     words = parser.add_subparsers(dest="word", required=True)
     on = words.add_parser("power-on", help="make the board, and load the module unless told otherwise")
     on.add_argument("--cpus", type=int, default=4)
+    on.add_argument("--pace", type=float, default=0, help="how slow calls are; 1: as recorded, 0: not at all")
     on.add_argument("--no-module", action="store_true")
     words.add_parser("power-off", help="end every cell and remove the board's directory")
     words.add_parser("insmod", help="load the module")
@@ -61,6 +62,7 @@ def _do(place: Place, given: argparse.Namespace) -> int:
     match given.word:
         case "power-on":
             place.power_on(given.cpus)
+            place.set_pace(given.pace)
             if not given.no_module:
                 driver.insert(place)
         case "power-off":

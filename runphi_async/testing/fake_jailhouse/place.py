@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from runphi_async.testing.fake_jailhouse import rootsystem
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -48,6 +50,7 @@ class Place:
         self.device = self.root / "dev/jailhouse"
         self.firmware = self.root / "lib/firmware/jailhouse.bin"
         self.control = self.root / "control"
+        self.pace = self.root / "pace"
         self.memory = self.root / "memory"
         self.uarts = self.root / "uart"
         self.run = self.root / "run"
@@ -60,7 +63,13 @@ class Place:
             folder.mkdir(parents=True, exist_ok=True)
         self.firmware.write_bytes(b"JHVISOR\0fake")
         self.write_state({"cpus": cpus, "online": list(range(cpus)), "module": False})
+        self.set_pace(0)
+        rootsystem.show(self.root)
         self.show_cpus()
+
+    def set_pace(self, pace: float) -> None:
+        """Say how long calls of the tool take, as a multiple of what was recorded; 0: as long as they must."""
+        self.pace.write_text(f"{pace:g}\n")
 
     def remove(self) -> None:
         """Remove the board's directory."""
@@ -173,7 +182,11 @@ def _from_environment() -> str:
 
 
 def cpu_list(numbers: Iterable[int]) -> str:
-    """Return numbers as the kernel writes a CPU list."""
+    """Return numbers as the kernel writes a CPU list.
+
+    ``backends.jailhouse.model`` has the same function. Importing it costs more than `cell list` does in all, and every
+    call of the tool imports this module; and a fake that shared it with what it tests would share its mistakes.
+    """
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -47,6 +48,17 @@ Available commands:
 """
 #: Commands that the real tool hands to Python scripts, which the fake does not have.
 SCRIPTS: Final = (("cell", "linux"), ("config", "create"), ("config", "collect"), ("config", "check"))
+#: Seconds that a call took on the recorded board, from its start to its end: the middle of five rounds each.
+DURATIONS: Final = {
+    "enable": 0.18,
+    "disable": 0.1,
+    "cell list": 0.06,
+    "cell create": 0.165,
+    "cell load": 0.075,
+    "cell start": 0.06,
+    "cell shutdown": 0.065,
+    "cell destroy": 0.09,
+}
 
 
 class Exit(Exception):
@@ -99,6 +111,7 @@ class Tool:
     def __init__(self, place: Place, argv: list[str]) -> None:
         self._place = place
         self._argv = argv
+        self._begun = time.monotonic()
 
     def run(self) -> int:
         """Do what the arguments say.
@@ -189,6 +202,7 @@ class Tool:
             content = (read_file(str(cells / name / file)) for file in files)
             columns = [text.decode("utf-8", "surrogateescape").removesuffix("\n") for text in content]
             sys.stdout.write(_row(name, *columns))
+        self._take_time("cell list")
 
     def _stats(self) -> None:
         target = self._only_target()
@@ -252,10 +266,17 @@ class Tool:
                 name = driver.name_of(about) if isinstance(about, Target) else about
                 rule = self._inject(command, name)
                 call(driver)
+                self._take_time(command)
                 if name is not None and "then" in rule:
                     driver.happen(name, rule["then"])
         except Errno as exc:
             raise Exit(1, f"{prefix}: {exc}") from None
+
+    def _take_time(self, command: str) -> None:
+        """Take as long as the recorded board did, times its pace."""
+        with contextlib.suppress(FileNotFoundError):
+            whole = DURATIONS[command] * float(self._place.pace.read_text())
+            time.sleep(max(0.0, self._begun + whole - time.monotonic()))
 
     def _inject(self, command: str, cell: str | None) -> dict[str, Any]:
         rule = self._place.injected(command, cell) or {}
