@@ -11,10 +11,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import msgspec
 
+    from consoles.hypervisor import Line
     from consoles.sources.base import Source
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
@@ -100,6 +101,10 @@ class Inheritance(NamedTuple):
     extra: tuple[int, ...]
 
 
+def _unnoted(kind: str, **data: object) -> None:
+    """Forget an event: nobody keeps them."""
+
+
 class Told(NamedTuple):
     """What a driver calls back.
 
@@ -107,11 +112,13 @@ class Told(NamedTuple):
     :ivar done: the guest has nothing more to do and says how many bytes it printed in all: destroy it when they
         have arrived. Only guests that can say so.
     :ivar say: a line for the console: why the guest cannot run what it was asked to.
+    :ivar note: writes an event: its kind, then its data by name.
     """
 
     ended: Callable[[], None]
     done: Callable[[int], None]
     say: Callable[[str], None]
+    note: Callable[..., None] = _unnoted
 
 
 class Driver(Protocol):
@@ -265,4 +272,25 @@ class Backend(Planner, Protocol):
 
     def recall(self, plan: msgspec.Raw, directory: str) -> Driver:
         """Return the driver of a guest that an earlier supervisor made."""
+        ...
+
+
+class HypervisorLog(Protocol):
+    """The hypervisor's own console, which the supervisor follows where it is configured to."""
+
+    def running(self, cells: set[str]) -> None:
+        """Say which guests run and may print there; it is taken where the console itself has not told."""
+        ...
+
+    def attend(self, hear: Callable[[Line], None], mute: Callable[[], Collection[str]]) -> None:
+        """Call ``hear`` with every new line; ``mute`` returns the guests that cannot print there."""
+        ...
+
+
+@runtime_checkable
+class Hears(Protocol):
+    """A backend whose guests print on the hypervisor's own console, or are spoken of there."""
+
+    def hear(self, log: HypervisorLog) -> None:
+        """Take part in it from now on."""
         ...

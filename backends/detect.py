@@ -11,12 +11,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from backends.base import Hears
 from runphi_async.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from backends.base import Backend
+    from backends.base import Backend, HypervisorLog
     from runphi_async.config import Config
 
 #: Module of each backend; it has a function ``backend(config, run_dir) -> Backend``.
@@ -31,11 +32,15 @@ TESTING_VARIABLE: Final = "RUNPHI_TESTING_BACKENDS"
 
 
 class Detection(NamedTuple):
-    """The backends in use: made when first asked for, then kept."""
+    """The backends in use: made when first asked for, then kept.
+
+    :ivar log: the hypervisor's own console, for the backend whose guests print there.
+    """
 
     config: Config
     run_dir: str
     known: dict[str, Backend]
+    log: HypervisorLog | None = None
 
 
 async def backend(name: str, detection: Detection) -> Backend:
@@ -51,4 +56,6 @@ async def backend(name: str, detection: Detection) -> Backend:
             raise PlanError(f"unknown backend {name!r}", f"this version has: {names}")
         made: Backend = importlib.import_module(module).backend(detection.config, detection.run_dir)
         detection.known[name] = made
+        if detection.log is not None and isinstance(made, Hears):
+            made.hear(detection.log)
     return detection.known[name]

@@ -21,7 +21,7 @@ RUN_PACKAGES=(
 
 #: what the tests need beside that
 # shellcheck disable=SC2034 # bin/test uses it
-TEST_PACKAGES=(socat containernetworking-plugins iproute2 podman conmon catatonit docker.io)
+TEST_PACKAGES=(socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git)
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {
@@ -72,7 +72,7 @@ apt_need() {
     export DEBIAN_FRONTEND=noninteractive
     attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
         apt-get -q update
-    forbid_services
+    case " ${missing[*]} " in *" docker.io "*) forbid_services ;; esac
     attempt "cannot install ${missing[*]}" "run: apt-get install ${missing[*]}" \
         apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 install "${missing[@]}"
     allow_services
@@ -81,7 +81,7 @@ apt_need() {
 #: asked by Debian's packages before they start a daemon
 POLICY=/usr/sbin/policy-rc.d
 
-# forbid_services: let no package start its daemon: a dockerd nobody asked for would change the firewall and the bridges
+# forbid_services: let no package start its daemon: a dockerd nobody asked for would change firewall and bridges
 forbid_services() {
     [ ! -e "$POLICY" ] || return 0
     printf '#!/bin/sh\n# runphi: while packages are installed\nexit 101\n' >"$POLICY"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from consoles.hub import Hub
 from consoles.input import SourceInput
-from consoles.sources.base import Breaks, SourceError
+from consoles.sources.base import Breaks, OneWay, SourceError
 from consoles.sources.link import Backoff
 
 if TYPE_CHECKING:
@@ -91,6 +91,11 @@ class Feed:
         if not isinstance(self._source, Breaks):
             raise SourceError("cannot send a break: the console is no serial line")
         await self._source.send_break(seconds)
+
+    @property
+    def one_way(self) -> str:
+        """Why the source takes no input, "" when it does."""
+        return self._source.one_way if isinstance(self._source, OneWay) else ""
 
     # Section: what the source says
 

@@ -16,7 +16,7 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 #: A line longer than this is cut.
 LINE_MAX: Final = 4096
@@ -114,9 +114,13 @@ _PRINTK: Final = re.compile(rb"\[ *\d+\.\d{6}\] ")
 
 
 class Splitter:
-    """Fed with the stream, gives its lines."""
+    """Fed with the stream, gives its lines.
 
-    def __init__(self) -> None:
+    :ivar mute: returns the cells that cannot write, whether they run or not.
+    """
+
+    def __init__(self, mute: Callable[[], Collection[str]] = tuple) -> None:
+        self.mute = mute
         self._rest = b""
         self._cut = False
         self._peers = False
@@ -131,6 +135,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[Line]:
         """Take a piece of the stream; return the lines that are complete with it."""
+        if self.running is not None:
+            self.running.difference_update(self.mute())  # it may not have been known of one that it cannot write
         data = self._rest + data
         start = 0
         while True:
@@ -231,7 +237,7 @@ class Splitter:
             self._end_dump(cell)
         elif effect is _Effect.CLEAR:
             self.running = set()
-        elif effect is _Effect.RUN and self.running is not None:
+        elif effect is _Effect.RUN and self.running is not None and cell not in self.mute():
             self.running.add(cell)
         elif effect is _Effect.STOP and self.running is not None:
             self.running.discard(cell)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from consoles import regions
@@ -28,6 +29,11 @@ REG_STATE: Final = 0x10
 
 STATE_RESET: Final = 0
 STATE_READY: Final = 1
+
+#: Where the kernel shows PCI devices.
+PCI: Final = "/sys/bus/pci/devices"
+#: What is said of a store into a register that is played: offset and value.
+_STORE: Final = struct.Struct("<II")
 
 
 class Device(Protocol):
@@ -65,37 +71,51 @@ class Device(Protocol):
         ...
 
 
+class _Registers(Protocol):
+    def load(self, offset: int) -> int: ...
+
+    def store(self, offset: int, value: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class UioDevice:
-    """A device by ``/dev/uioN`` (blocks no longer than opening a file does).
+    """A device by ``/dev/uioN``, or by a directory that stands for one (blocks no longer than opening a file does).
+
+    Such a directory holds a file for each of the driver's maps. What a file cannot do is done by two FIFOs: whoever
+    stores into a register says so in ``stores`` (offset and value), and reads interrupts from ``interrupts``.
 
     :raises SourceError: it is none, or cannot be used.
     """
 
     def __init__(self, path: str) -> None:
-        found = re.fullmatch(r"/dev/(uio\d+)", path)
-        if found is None:
-            raise SourceError(f"cannot use {path} as a shared-memory device: write /dev/uioN")
         self._fd = -1
-        maps = _maps(found[1])
-        for wanted in ("registers", "state_table", "rw_section"):
-            if wanted not in maps:
-                raise SourceError(
-                    f"cannot use {path}: it has no {wanted}; bind the device to uio_ivshmem and give it a R/W section"
-                )
+        self._open: list[_Registers] = []
         try:
-            self._fd = os.open(f"{regions.DEV}/{found[1]}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as exc:
-            raise SourceError(f"cannot open {path}: {exc.strerror}") from exc
-        self._regions: list[Region] = []
-        try:
-            for name in ("registers", "state_table", "rw_section"):
-                self._regions.append(open_region(f"{path}:{maps[name]}", read_only=name == "state_table"))
+            states, self.rw = self._reach(path)
         except SourceError:
             self.close()
             raise
-        self._registers, self._states, self.rw = self._regions
+        self._states = states
+        self._registers = self._open[0]
         self.id = self._registers.load(REG_ID)
         self._registers.store(REG_INT_CONTROL, 1)
+
+    def _reach(self, path: str) -> tuple[Region, Region]:
+        places = [place_of(path, name) for name in ("registers", "state_table", "rw_section")]
+        played = os.path.isdir(path)
+        events = f"{path}/interrupts" if played else f"{regions.DEV}/{os.path.basename(path)}"
+        try:
+            self._fd = os.open(events, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as exc:
+            raise SourceError(f"cannot open {path}: {exc.strerror}") from exc
+        registers = open_region(places[0])
+        self._open.append(registers)
+        if played:
+            self._open[0] = _Played(registers, f"{path}/stores")
+        states, rw = open_region(places[1], read_only=True), open_region(places[2])
+        self._open += [states, rw]
+        return states, rw
 
     def state(self, peer: int) -> int:
         """Return a peer's state word."""
@@ -121,9 +141,9 @@ class UioDevice:
 
     def close(self) -> None:
         """Unmap and close; the driver resets our state."""
-        for region in self._regions:
-            region.close()
-        self._regions.clear()
+        for part in self._open:
+            part.close()
+        self._open.clear()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -154,14 +174,97 @@ class DeviceBell:
         self._device.close()
 
 
+class _Played:
+    """Registers in a file: the FIFO beside it tells whoever plays the hypervisor what was stored."""
+
+    def __init__(self, registers: Region, stores: str) -> None:
+        self._registers = registers
+        try:
+            self._fd = os.open(stores, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as exc:
+            registers.close()
+            raise SourceError(f"cannot use {stores}: {exc.strerror}") from exc
+
+    def load(self, offset: int) -> int:
+        return self._registers.load(offset)
+
+    def store(self, offset: int, value: int) -> None:
+        self._registers.store(offset, value)
+        with contextlib.suppress(OSError):  # nobody plays it any more: a register takes everything all the same
+            os.write(self._fd, _STORE.pack(offset, value))
+
+    def close(self) -> None:
+        self._registers.close()
+        os.close(self._fd)
+
+
+class StateTable:
+    """Only the table with the peers' state words, for whoever wants to see them come and go.
+
+    To be kept as long as anybody uses the device: the driver may reset our state word with each descriptor that closes.
+
+    :raises SourceError: there is no such device.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._words = open_region(place_of(path, "state_table"), read_only=True)
+
+    def state(self, peer: int) -> int:
+        """Return a peer's state word; 0 while it is not there."""
+        return self._words.load(4 * peer)
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._words.close()
+
+
 def bell(path: str, peer: int) -> DeviceBell:
-    """Open the doorbell of ``/dev/uioN`` for a channel in its memory, and say that we are there.
+    """Open the doorbell of a device for a channel in its memory, and say that we are there.
 
     :raises SourceError: it is no such device.
     """
     device = UioDevice(path)
     device.set_state(STATE_READY)
     return DeviceBell(device, peer)
+
+
+def find(pci: str) -> str:
+    """Return the uio device of a PCI device such as ``0001:00:02.0``.
+
+    :raises SourceError: the root system has none for it, and how to get one.
+    """
+    try:
+        nodes = os.listdir(f"{PCI}/{pci}/uio")
+    except OSError:
+        nodes = []
+    if not nodes:
+        raise SourceError(
+            f"cannot find the uio device of PCI device {pci}: bind it to uio_ivshmem (a console's back end by "
+            '`echo "110a 4106 110a 4106 ffc003 ffffff" > /sys/bus/pci/drivers/uio_ivshmem/new_id`)'
+        )
+    return f"/dev/{nodes[0]}"
+
+
+def place_of(path: str, name: str) -> str:
+    """Return where one of a device's maps is, as ``open_region`` wants it.
+
+    :raises SourceError: the device has no such map.
+    """
+    if os.path.isdir(path):
+        found = os.path.exists(f"{path}/{name}")
+        place = f"{path}/{name}"
+    else:
+        known = re.fullmatch(r"/dev/(uio\d+)", path)
+        if known is None:
+            raise SourceError(f"cannot use {path} as a shared-memory device: write /dev/uioN")
+        maps = _maps(known[1])
+        found = name in maps
+        place = f"{path}:{maps.get(name)}"
+    if not found:
+        raise SourceError(
+            f"cannot use {path}: it has no {name}; bind the device to uio_ivshmem and give it a R/W section"
+        )
+    return place
 
 
 def _maps(name: str) -> dict[str, int]:

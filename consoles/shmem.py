@@ -106,10 +106,19 @@ class Channel:
 
     :param region: at least ``size`` bytes; owned.
     :param violation: told what the guest did wrong, each time; whoever prints it should not do so each time.
+    :param fresh: whatever the memory holds is an earlier guest's: lay the channel out anew.
     :ivar generation: how often the host has opened this channel.
     """
 
-    def __init__(self, region: Region, name: str, size: int, violation: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        region: Region,
+        name: str,
+        size: int,
+        violation: Callable[[str], None] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> None:
         raw = name.encode()
         if not 0 < len(raw) <= NAME_MAX:
             raise SourceError(f"cannot name a channel {name!r}: use 1 to {NAME_MAX} bytes")
@@ -127,7 +136,7 @@ class Channel:
         self._sent = 0
         self._violations = 0
         self._fixed = self._header(raw)
-        if region.load(OFF_MAGIC) == MAGIC:
+        if region.load(OFF_MAGIC) == MAGIC and not fresh:
             self._take_up()
         else:
             self._format()

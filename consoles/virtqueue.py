@@ -44,10 +44,11 @@ class Chain(NamedTuple):
 class Queue:
     """One virtqueue; the three parts lie at offsets of ``region``.
 
+    :param resume: another device served it before us and gave back all it had taken: go on behind that.
     :raises Broken: they do not fit into it.
     """
 
-    def __init__(self, region: Region, size: int, desc: int, driver: int, device: int) -> None:
+    def __init__(self, region: Region, size: int, desc: int, driver: int, device: int, *, resume: bool = False) -> None:
         if not 0 < size <= 1024 or size & (size - 1):
             raise Broken(f"a queue of {size} entries")
         parts = (
@@ -63,9 +64,9 @@ class Queue:
         self._desc = desc
         self._driver = driver
         self._device = device
-        self._seen = 0
-        self._used = 0
-        region.store(device, 0)
+        self._seen = self._used = self._load16(device + 2) if resume else 0
+        if not resume:
+            region.store(device, 0)
 
     def _load16(self, offset: int) -> int:
         return self._region.load(offset & ~3) >> (8 * (offset & 2)) & 0xFFFF

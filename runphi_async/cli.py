@@ -65,6 +65,7 @@ VERBS: Final = {
 CONSOLE_VERBS: Final = frozenset({"attach", "who", "logs", "console", "stats", "state", "list", "version"})
 #: Root directory of containers when the engine gives none: runc's.
 DEFAULT_ROOT: Final = "/run/runc"
+_NO_RUNC: Final = "install runc, or set `runc` in the configuration to one that is not runPHI"
 
 
 class Globals(NamedTuple):
@@ -165,7 +166,11 @@ async def run(call: Call, supervisor: Supervisor) -> None:
         await call.out(str(asked))
         await call.send(wire.EXIT, b"0")
     except PassThrough:
-        await call.send(wire.RUNC, _runc(supervisor).encode())
+        runc = supervisor.config.real_runc()
+        if runc is not None:
+            await call.send(wire.RUNC, runc.encode())
+        else:
+            await _report(call, options, RunphiError("cannot run an ordinary container: there is no runc", _NO_RUNC))
     except RunphiError as exc:
         await _report(call, options, exc)
 
@@ -182,11 +187,6 @@ def _check_allowed(verb: str) -> None:
 
 class PassThrough(Exception):
     """Raised by a verb whose container belongs to the ordinary runtime."""
-
-
-def _runc(supervisor: Supervisor) -> str:
-    # A name that exec will not find is answered by the client with a clear error.
-    return supervisor.config.real_runc() or "/usr/sbin/runc"
 
 
 async def _report(call: Call, options: Globals | None, exc: RunphiError) -> None:

@@ -80,6 +80,15 @@ def restore_signals() -> None:
         _signal.signal(number, _signal.SIG_DFL)
 
 
+def usable(path: bytes, home: str) -> bool:
+    """Whether an ordinary runtime is there and not ourselves: runPHI may have taken runc's name since it was found."""
+    try:
+        found, own = posix.stat(path), posix.stat(home + "/bin/runphi")
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino)
+
+
 def become_runc(path: bytes, argv: list[bytes]) -> int:
     """Replace this process by the ordinary runtime; it sees exactly what the engine sent."""
     restore_signals()
@@ -284,9 +293,11 @@ def main(home: str) -> int:
     verb, root, words = verb_and_root(argv)
     if verb in SHARED_VERBS and words[:1] not in ([HELP[0]], [HELP[1]]) and not is_ours(run_dir, root, words):
         try:
-            return become_runc(posix.readlink(run_dir + b"/runc"), [b"runc", *argv])
+            ordinary = posix.readlink(run_dir + b"/runc")
         except OSError:
-            pass  # no supervisor has been here yet to tell which runc: ask one
+            ordinary = b""  # no supervisor has been here yet to tell which runc: ask one
+        if ordinary and usable(ordinary, home):
+            return become_runc(ordinary, [b"runc", *argv])
     for attempt in range(1, TRIES + 1):
         sock = reach(run_dir, home)
         if isinstance(sock, str):

@@ -15,19 +15,26 @@ from runphi_async import client, wire
 #: The shell's own stderr is nobody's: it would say "Killed" into a pipe that nobody reads, and die of it.
 GUARDIAN = """exec 3>&2 2>/dev/null
 while :; do (exec "$@" 2>&3 3>&-); s=$?; case $s in 0|2) exit $s;; 1) sleep 1;; esac; exec 3>/dev/null; done"""
-#: Where a checkout or an installation keeps the interpreter with the supervisor's dependencies.
-INTERPRETERS = ("/.venv/bin/python", "/venv/bin/python")
+#: Where a checkout, an installation, or the environment that a wheel is in keeps the interpreter with the supervisor's
+#: dependencies.
+INTERPRETERS = ("/.venv/bin/python", "/venv/bin/python", "/bin/python")
 
 
 def interpreter(home: str) -> "str | None":
     """Return the supervisor's interpreter below ``home``."""
     for name in INTERPRETERS:
-        try:
-            posix.stat(home + name)
-        except OSError:
-            continue
-        return home + name
+        if exists(home + name):
+            return home + name
     return None
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file."""
+    try:
+        posix.stat(path)
+    except OSError:
+        return False
+    return True
 
 
 def make_directories(path: bytes) -> None:
@@ -43,7 +50,8 @@ def start(run_dir: bytes, home: str) -> "str | None":
     """Start a supervisor; return None when one answers, else the reason why not."""
     python = interpreter(home)
     if python is None:
-        return f"no Python environment at {home}/.venv; run {home}/bin/quickstart once as root"
+        program = "quickstart" if exists(home + "/bin/quickstart") else "configure -a"
+        return f"no Python environment at {home}/.venv; run {home}/bin/{program} once as root"
     try:
         make_directories(run_dir)
         lock = posix.open(run_dir + b"/start.lock", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)

@@ -20,6 +20,7 @@ import msgspec
 from consoles.rules import Rule, compiled
 from consoles.sources import describe
 from consoles.sources.base import SourceError
+from runphi_async import realrunc
 from runphi_async.errors import ConfigError
 from runphi_async.oci.spec import locate
 
@@ -27,13 +28,6 @@ from runphi_async.oci.spec import locate
 DEFAULT_PATH: Final = "/etc/runphi/config.toml"
 #: environment variable that names another file
 PATH_VARIABLE: Final = "RUNPHI_CONFIG"
-#: where the real runc is looked for when the key ``runc`` is empty
-RUNC_CANDIDATES: Final = (
-    "/usr/sbin/runc_vanilla",
-    "/usr/bin/runc",
-    "/usr/sbin/runc",
-    "/usr/local/sbin/runc",
-)
 
 _UNITS: Final = {
     "": 1,
@@ -243,6 +237,9 @@ class Jailhouse(_Section, frozen=True):
             "`resume` loads its images again and starts it from its beginning."
         ),
     ] = "refuse"
+    firmware: Annotated[
+        str, _doc("Where the kernel's remoteproc finds images: those for remote processors are linked below it.")
+    ] = "/lib/firmware"
     deadline_seconds: Annotated[
         float,
         msgspec.Meta(gt=0),
@@ -369,11 +366,17 @@ class Config(_Section, frozen=True):
         str,
         _doc(
             "The real runc, which runs every container that asks for no partition. Empty: the first found of "
-            + ", ".join(f"`{path}`" for path in RUNC_CANDIDATES)
-            + "."
+            + ", ".join(f"`{path}`" for path in realrunc.CANDIDATES)
+            + " that is not runPHI itself."
         ),
     ] = ""
-    backend: Annotated[str, _doc("Backend of containers that name none by `org.runphi.backend`.")] = "qemu"
+    backend: Annotated[
+        str,
+        _doc(
+            "Backend of containers that ask for a partition and name none by `org.runphi.backend`. `docker`: these are"
+            " ordinary containers."
+        ),
+    ] = "qemu"
     supervisor: Supervisor = Supervisor()
     console: Console = Console()
     log: Log = Log()
@@ -386,9 +389,9 @@ class Config(_Section, frozen=True):
     channels: Channels = Channels()
 
     def real_runc(self) -> str | None:
-        """Return the path of the real runc, or None when there is none."""
-        candidates = (self.runc,) if self.runc else RUNC_CANDIDATES
-        return next((path for path in candidates if os.access(path, os.X_OK)), None)
+        """Return the path of the real runc, or None when there is none; runPHI under that name is none."""
+        # the one that is named may have become runPHI since: `configure --replace-runc` keeps it beside
+        return realrunc.find((self.runc, f"{self.runc}_vanilla") if self.runc else realrunc.CANDIDATES)
 
 
 def load(path: str | None = None) -> Config:

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 FIFOS: Final = ("con.in", "con.out")
 #: What a pty master is called in the message to the engine; any name of 1 to 4095 bytes will do.
 _MASTER_NAME: Final = b"/dev/ptmx"
-#: Seconds that a guest's start waits for its console to be opened: its first bytes shall be seen.
-OPEN_PATIENCE: Final = 2.0
+#: Seconds that a guest's start waits for its console to be opened: its first bytes shall be seen. Longer than any
+#: source waits for something itself.
+OPEN_PATIENCE: Final = 10.0
 
 
 def reopen(fd: int, flags: int) -> int:
@@ -125,6 +126,11 @@ class Console:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OPEN_PATIENCE):
                     await self._feed.tried.wait()
+
+    @property
+    def one_way(self) -> str:
+        """Why the guest cannot be typed to, "" when it can."""
+        return self._feed.one_way if self._feed is not None else ""
 
     @property
     def is_source(self) -> bool:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from backends.base import Backend, Driver
     from runphi_async.call import Call
+    from runphi_async.config import Config
     from runphi_async.logplan import LogPlan
     from runphi_async.partition.request import PartitionRequest
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 #: A terminal whose size nobody has told yet.
 _UNKNOWN = terminal.Size(0, 0)
+#: Shown by `state` of a container whose console takes no input.
+ONE_WAY_ANNOTATION = "org.runphi.console-input"
 #: Largest /boot/config.json that is read from an image, in bytes.
 BOOT_CONFIG_MAX = 1 << 20
 
@@ -89,6 +92,11 @@ def read_bundle(bundle: str) -> Asked:
         data = inroot.read(rootfs, bootconfig.BOOT_CONFIG, BOOT_CONFIG_MAX) if os.path.isdir(rootfs) else None
         boot = msgspec.to_builtins(bootconfig.parse(data)) if data is not None else None
     return Asked(raw, spec, request.request(spec, boot))
+
+
+def is_wanted(asked: Asked, config: Config) -> bool:
+    """Whether the container becomes a partition: it asks for one, and its backend is not that of ordinary ones."""
+    return asked.request is not None and (asked.request.backend or config.backend) not in request.PASS_THROUGH
 
 
 def limits(spec: oci.Spec, overhead: int) -> Limits:
@@ -317,6 +325,8 @@ class Creation:
             driver.console(),
             guest.console_changed,
         )
+        if guest.console.one_way:
+            record.annotations[ONE_WAY_ANNOTATION] = "no"
         self._undo.push_async_callback(guest.console.close)
         self._undo.push_async_callback(guest.close_channels)
         guest.open_channels()

@@ -21,8 +21,11 @@ import msgspec
 
 from backends import detect
 from backends.base import Finding, Level
-from runphi_async import cgroup
+from runphi_async import cgroup, doctor_machine
 from runphi_async.errors import RunphiError
+from runphi_async.install import examine as install
+from runphi_async.install.engines import ENGINES as CHANGED
+from runphi_async.install.root import Root
 from runphi_async.version import VERSION
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CAP_SYS_ADMIN: Final = 21
 CAP_SYS_RESOURCE: Final = 24
 #: Our own dependencies, by the names they are installed under.
-PACKAGES: Final = ("anyio", "aiofiles", "msgspec", "pyserial-asyncio", "qemu.qmp")
+PACKAGES: Final = ("anyio", "aiofiles", "google-re2", "msgspec", "pyserial-asyncio", "qemu.qmp")
 
 
 class Engine(NamedTuple):
@@ -92,8 +95,10 @@ async def examine(supervisor: Supervisor) -> list[Finding]:
     config, run_dir = supervisor.config, supervisor.store.run_dir
     host, places = await anyio.to_thread.run_sync(lambda: (read_host(), read_places(config, run_dir)))
     found = judge_host(host)
+    found += await anyio.to_thread.run_sync(doctor_machine.examine)
     found += [Finding(Level.OK, "runphi", f"version {VERSION}, Python {platform.python_version()}, {_packages()}")]
     found += [finding for place in places for finding in judge_place(place)]
+    found += await anyio.to_thread.run_sync(install.examine, Root())
     found += judge_runc(config.real_runc(), await _version(config.real_runc()), config.runc)
     for name in sorted(detect.BACKENDS):
         try:
@@ -180,7 +185,8 @@ def judge_engine(engine: Engine, version: str, config: str) -> Finding:
     text = version or engine.program
     if "runphi" in config:
         return Finding(Level.OK, engine.name, f"{text}; {engine.config} names runphi")
-    return Finding(Level.NOTE, engine.name, f"{text}; {engine.config} does not name runphi")
+    mend = f"runphi-configure --engine {engine.name}"
+    return Finding(Level.NOTE, engine.name, f"{text}; {engine.config} does not name runphi", mend)
 
 
 # Section: reading the machine
@@ -239,11 +245,12 @@ def _packages() -> str:
 
 
 def _text(engine: Engine) -> str:
-    try:
-        with open(engine.config, errors="replace") as file:
-            return file.read(1 << 20)
-    except OSError:
-        return ""
+    """Return an engine's configuration, and the file beside it that ``configure`` writes."""
+    text = ""
+    for path in dict.fromkeys((engine.config, CHANGED[engine.name].path)):
+        with contextlib.suppress(OSError), open(path, errors="replace") as file:
+            text += file.read(1 << 20)
+    return text
 
 
 async def _version(program: str | None) -> str:

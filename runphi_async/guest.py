@@ -214,7 +214,7 @@ class Guest:
 
     def told(self) -> Told:
         """Return what the driver is to call."""
-        return Told(self._ended.set, self._done, self._say)
+        return Told(self._ended.set, self._done, self._say, self.note)
 
     def _done(self, printed: int) -> None:
         assert self._tasks is not None
@@ -365,6 +365,8 @@ class Guest:
         assert self.driver is not None
         if self.console is not None:
             await self.console.opened()
+            if self.record.terminal and self.console.one_way:
+                self._say(f"this console is output only: {self.console.one_way}")
         # Before the guest can run: a crash right behind `cont` must find a record that says so.
         self.record.booted = True
         self.record.started, self.started_at = time.time(), time.monotonic()

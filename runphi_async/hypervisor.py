@@ -26,7 +26,7 @@ from consoles.sources.base import SourceError
 from consoles.sources.link import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from consoles.sources.base import Source
     from runphi_async.config import Config
@@ -100,6 +100,7 @@ class HypervisorConsole:
         self._wake = asyncio.Event()
         self._quiet: asyncio.TimerHandle | None = None
         self._watchers: set[Callable[[], None]] = set()
+        self._hearers: list[Callable[[Line], None]] = []
         self._files = Files(Place(directory, NAME, max_bytes, FILES))
         self._reopen = False
         self._failing = False
@@ -149,8 +150,18 @@ class HypervisorConsole:
         return FollowStatistics(self.seq, self._splitter.missed, self._splitter.gaps, self.lost)
 
     def running(self, cells: set[str]) -> None:
-        """A backend knows which cells may write: lines of a single one are attributed to it from now on."""
-        self._splitter.running = set(cells)
+        """A backend knows which cells may write: lines of a single one are attributed to it from now on.
+
+        Taken at the beginning and behind a gap only: what the hypervisor itself says of starts and ends since then is
+        newer than what anybody saw elsewhere, as its lines come late.
+        """
+        if self._splitter.running is None:
+            self._splitter.running = set(cells)
+
+    def attend(self, hear: Callable[[Line], None], mute: Callable[[], Collection[str]]) -> None:
+        """Tell every new line to ``hear``; ``mute`` returns the cells that cannot write."""
+        self._hearers.append(hear)
+        self._splitter.mute = mute
 
     # Section: what the source says
 
@@ -210,6 +221,8 @@ class HypervisorConsole:
             if line.kind is not Kind.MARK:
                 self._seen.append(line)
             self._recent.append(entry)
+            for hear in self._hearers:
+                hear(line)
             if self._directory:
                 data = _encoder.encode(entry) + b"\n"
                 self._waiting.append(data)

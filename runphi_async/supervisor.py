@@ -50,12 +50,12 @@ class Supervisor:
         self.config = config
         self.store = Store(run_dir)
         self.events = EventLog()
-        self.detection = Detection(config, run_dir, {})
+        self.hypervisor = follow_hypervisor(config)
+        self.detection = Detection(config, run_dir, {}, self.hypervisor)
         self.guests: dict[str, Guest] = {}
         self.tasks: TaskGroup | None = None
         #: members of this group may use consoles; -1: there is none
         self.group = -1
-        self.hypervisor = follow_hypervisor(config)
 
     # Section: the guests
 

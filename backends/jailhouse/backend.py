@@ -11,7 +11,7 @@ import msgspec
 
 from backends.base import Capabilities, Discrepancy, Finding, Level
 from backends.jailhouse import boot, generator, machinefacts, ready
-from backends.jailhouse.driver import CellDriver, Memory
+from backends.jailhouse.driver import CellDriver, Memory, memory_of
 from backends.jailhouse.images import refuse_unsupported
 from backends.jailhouse.machine import Machine, program
 from backends.jailhouse.plan import JailhousePlan
@@ -23,6 +23,7 @@ from runphi_async.partition import ranges
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backends.base import HypervisorLog
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.sysfs import View
     from runphi_async.config import Config
@@ -37,7 +38,7 @@ class JailhouseBackend(JailhousePlanner):
 
     def __init__(self, config: Config, run_dir: str) -> None:
         super().__init__(config, run_dir, config.jailhouse.sysfs)
-        self._machine = Machine(config.jailhouse, self.ledger)
+        self._machine = Machine(config.jailhouse, self.ledger, run_dir)
 
     async def probe(self) -> Capabilities:
         """Return the board and its architecture."""
@@ -124,15 +125,19 @@ class JailhouseBackend(JailhousePlanner):
             self._machine.claiming.discard(owner)
         return made
 
+    def hear(self, log: HypervisorLog) -> None:
+        """Take part in the hypervisor's console: say who may print there, and make events of its words."""
+        self._machine.hear(log)
+
     def driver(self, plan: PartitionPlan, directory: str) -> CellDriver:
         """Return the driver of a new cell."""
         assert isinstance(plan, JailhousePlan)
-        return CellDriver(self._machine, Memory(cell=plan.cell), directory, plan)
+        return CellDriver(self._machine, memory_of(plan), directory, plan)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
         assert isinstance(plan, JailhousePlan)
-        return msgspec.Raw(msgspec.json.encode(Memory(cell=plan.cell)))
+        return msgspec.Raw(msgspec.json.encode(memory_of(plan)))
 
     def recall(self, plan: msgspec.Raw, directory: str) -> CellDriver:
         """Return the driver of an older cell."""

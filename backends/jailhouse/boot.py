@@ -44,7 +44,12 @@ KERNEL_SPACE: Final = 5
 #: most that a device tree grows when memory, command line and RAM disk are written into it
 DTB_GROWTH: Final = boards.PAGE
 #: a guest kernel on the console that the board has for it
-_CMDLINE: Final = {"virtual": "console=jailhouse", "pl011": "console=ttyAMA0", "xuartps": "console=ttyPS0"}
+_CMDLINE: Final = {
+    "virtual": "console=jailhouse",
+    "pl011": "console=ttyAMA0",
+    "xuartps": "console=ttyPS0",
+    "hvc": "console=hvc0",
+}
 
 
 class CellBoot(msgspec.Struct, frozen=True):

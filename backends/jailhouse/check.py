@@ -210,6 +210,8 @@ def _region(where: str, region: Memory) -> Iterable[Finding]:
         yield _warning(where, "is LOADABLE and shared with the root cell, which can change it any time", "choose one")
     if flags & Mem.COLORED and not region.colors:
         yield _error(where, "is COLORED, but has no colours", "name the colours, or clear the flag")
+    if region.colors and not flags & Mem.COLORED:
+        yield _warning(where, "has colours, but is not COLORED: they have no effect", "set the flag, or clear them")
 
 
 def _messages(cell: Cell) -> Iterable[Finding]:
@@ -340,6 +342,8 @@ def _beside(cell: Cell, other: Named) -> Iterable[Finding]:
         for theirs, foreign in enumerate(other.cell.memory):
             if not _overlap(region, foreign) or region.flags & foreign.flags & Mem.ROOTSHARED:
                 continue
+            if region.colors and foreign.colors and not region.colors & foreign.colors:
+                continue  # each has its own pages of the range
             words = (
                 f"{_span(region)} overlaps {other.title}'s memory[{theirs}] {_span(foreign)}; Jailhouse does not notice"
             )

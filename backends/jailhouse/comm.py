@@ -14,11 +14,13 @@ import msgspec
 
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import RW, ConsoleChoice, Flag, Region, Source, Uart, Virtual
+from consoles import shmem
 from runphi_async.errors import PlanError
 from runphi_async.partition import comm
 from runphi_async.partition.board import Ivshmem
 from runphi_async.partition.claims import Claim, Kind, units
 from runphi_async.partition.spec import GuestKind
+from runphi_async.partition.units import human
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts
@@ -61,7 +63,7 @@ def choose(spec: GuestSpec, facts: Facts, template: Template) -> CellComm:
             return _uart(uart, why, base, remote=spec.rpu)
     for slot in board.ivshmem:
         if slot.name == name and slot.protocol in ("console", "raw") and not spec.rpu:
-            return _shared(slot, why, base)
+            return _shared(spec, board, slot, why, base)
     if name == "virtual" and not spec.rpu:
         return _virtual(spec, board, why, base)
     if name == "none":
@@ -79,11 +81,14 @@ def choose(spec: GuestSpec, facts: Facts, template: Template) -> CellComm:
 def _wish(spec: GuestSpec, facts: Facts, template: Template) -> tuple[str, str]:
     """Return the console and why: a port that another cell has alone is no reason to refuse, unless it was named."""
     name, why = comm.console_wish(spec, template.console)
-    for uart in facts.board.uart:
-        if uart.name == name == template.console and comm.CONSOLE_ANNOTATION not in spec.annotations:
-            owners = [held.owner.name for held in facts.held if _claim(uart).excludes(held.claim)]
-            if owners:
-                return "none" if spec.rpu else "virtual", f"'{owners[0]}' has {name}, the usual one"
+    if comm.CONSOLE_ANNOTATION in spec.annotations:
+        return name, why
+    wanted = [_claim(uart) for uart in facts.board.uart if uart.name == name]
+    wanted += [Claim(Kind.IVSHMEM, 1, slot.peers, slot.name) for slot in facts.board.ivshmem if slot.name == name]
+    for claim in wanted:
+        owners = [held.owner.name for held in facts.held if claim.excludes(held.claim)]
+        if owners:
+            return "none" if spec.rpu else "virtual", f"'{owners[0]}' has {name}, the usual one"
     return name, why
 
 
@@ -119,10 +124,27 @@ def _uart(uart: boards.Uart, why: str, base: Part, *, remote: bool) -> CellComm:
     return CellComm(console, Virtual.NO, named, uart.type, None, part)
 
 
-def _shared(slot: Ivshmem, why: str, base: Part) -> CellComm:
-    part = _with(base, explain=(f"comm: console in shared memory '{slot.name}', both ways ({why})",))
-    console = ConsoleChoice(Source.IVSHMEM, slot.name, input=True)
-    return CellComm(console, Virtual.NO, Uart(), "hvc", slot, part)
+def _shared(spec: GuestSpec, board: boards.Board, slot: Ivshmem, why: str, base: Part) -> CellComm:
+    pci = f"{board.vpci.domain:04x}:{slot.bdf.lower()}"
+    if slot.protocol == "console":
+        part = _with(base, explain=(f"comm: virtio console in shared memory '{slot.name}', both ways ({why})",))
+        console = ConsoleChoice(Source.VIRTIO, slot.name, slot.uio, input=True, pci=pci)
+        return CellComm(console, Virtual.NO, Uart(), "hvc", slot, part)
+    if spec.kind is not GuestKind.INMATE:
+        raise PlanError(
+            f"cannot give the cell console '{slot.name}': a Linux kernel has no console on a byte ring",
+            'name a device whose protocol is "console"',
+        )
+    size = 1 << int(slot.rw).bit_length() - 1 if slot.rw else 0
+    if size < shmem.SIZE_MIN:
+        raise PlanError(
+            f"cannot give the cell console '{slot.name}': its read/write section has {int(slot.rw)} bytes",
+            f"a byte ring needs {shmem.SIZE_MIN}",
+        )
+    size = min(size, shmem.SIZE_MAX)
+    said = f"comm: console in shared memory '{slot.name}', a byte ring of {human(size)}, both ways ({why})"
+    console = ConsoleChoice(Source.IVSHMEM, slot.name, slot.uio, input=True, pci=pci, size=size)
+    return CellComm(console, Virtual.NO, Uart(), "ring", slot, _with(base, explain=(said,)))
 
 
 def _registers(uart: boards.Uart) -> Region:

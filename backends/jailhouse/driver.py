@@ -20,17 +20,21 @@ import anyio
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.jailhouse import ending, tty
+from backends.jailhouse import ending, firmware, shared, tty
 from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
 from backends.jailhouse.images import images, refuse_unsupported
 from backends.jailhouse.machine import owner_of
 from backends.jailhouse.plan import CellPlan, Source
+from backends.jailhouse.shared import Presence
 from consoles.sources.link import Backoff
 from runphi_async.errors import BackendError, UnsupportedError
-from runphi_async.partition import ranges
+from runphi_async.partition import channels, ranges
+from runphi_async.partition.channels import Channel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backends.jailhouse import check, model
     from backends.jailhouse.machine import Machine
     from backends.jailhouse.plan import JailhousePlan
@@ -43,12 +47,25 @@ PHASE: Final = "cell.phase"
 #: Seconds before the first and between later tries to stop a cell whose guest refuses.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
+#: Lines of the hypervisor about one cell that become events, at most.
+HEARD_MAX: Final = 1000
+#: Phases of a guest that has been started.
+_BEGUN: Final = (Phase.STARTED, Phase.PAUSED, Phase.AWAY)
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new supervisor must know of a cell to adopt it."""
+    """What a new supervisor must know of a cell to adopt it.
+
+    :ivar console: the channel that is the console, in place of the cell's own.
+    """
 
     cell: CellPlan
+    console: Channel | None = None
+
+
+def memory_of(plan: JailhousePlan) -> Memory:
+    """Return what there is to know of a plan's cell."""
+    return Memory(cell=plan.cell, console=next((part for part in plan.channels if part.name == plan.console), None))
 
 
 class CellDriver:
@@ -59,11 +76,18 @@ class CellDriver:
         self._machine = machine
         self._tool = machine.tool
         self._cell = memory.cell
+        self._channel = memory.console
         self._plan = plan
         self._directory = directory
         self._owner = owner_of(directory)
         self._nulls: list[int] = []
         self._told: Told | None = None
+        #: what nobody could be told yet
+        self._unsaid: list[str] = []
+        self._unnoted: list[tuple[str, dict[str, object]]] = []
+        self._noted: Callable[..., None] | None = None
+        self._presence = Presence(memory.cell.console, self._note)
+        self._heard_lines = 0
         self._watched = False
         self._over = False
         self._cause: Cause | None = None
@@ -116,8 +140,17 @@ class CellDriver:
         except BackendError:
             self._go(Phase.NONE)  # nothing was made: a cell of that name is somebody else's, and stays
             raise
-        cpus = ranges.listed(seen.cpus) or "none"
-        log.info("%s: made cell '%s'; CPUs that have left the root system: %s", self._owner, seen.name, cpus)
+        if seen.rcpus != self._cell.rpus:
+            raise BackendError(
+                f"cannot make cell '{seen.name}': it got remote processors {ranges.listed(seen.rcpus) or 'none'} and "
+                f"not {ranges.listed(self._cell.rpus) or 'none'}",
+                "does the board's Jailhouse know remote processors? The kernel's log tells",
+            )
+        cpus = ranges.listed(seen.cpus)
+        log.info("%s: made cell '%s'; CPUs that have left the root system: %s", self._owner, seen.name, cpus or "none")
+        if seen.cpus:
+            root = (await self._tool.look()).root
+            self._note("cpus-left", cpus=cpus, root=ranges.listed(root.cpus) if root is not None else "")
 
     def _write_files(self) -> str:
         assert self._plan is not None
@@ -132,6 +165,10 @@ class CellDriver:
 
     async def _load(self) -> None:
         ready = await anyio.to_thread.run_sync(images, self._cell.loads, self._directory)
+        if self._cell.rpus:
+            ready += await anyio.to_thread.run_sync(
+                firmware.link, self._cell, self._directory, self._machine.settings.firmware
+            )
         await self._tool.load(self._cell.name, ready)
 
     def inheritance(self) -> Inheritance:
@@ -142,10 +179,17 @@ class CellDriver:
     def console(self) -> base.Source | None:
         """Return what the board connects with the cell's console; None: there is none."""
         choice = self._cell.console
-        if choice.source is Source.VIRTUAL:
-            fresh = self._plan is not None
-            return self._machine.virtual.source(self._cell.name, self._say, fresh=fresh)
-        return tty.source(choice, self._say) if choice.source is Source.UART else None
+        fresh = self._phase in (Phase.NONE, Phase.MAKING, Phase.LOADED)
+        if self._channel is not None:
+            return channels.source(self._channel, self._directory)
+        match choice.source:
+            case Source.VIRTUAL:
+                return self._machine.virtual.source(self._cell.name, self._say, self._note, fresh=fresh)
+            case Source.UART:
+                return tty.source(choice, self._say)
+            case Source.IVSHMEM | Source.VIRTIO:
+                return shared.source(choice, self._directory, self._note, fresh=fresh)
+        return None
 
     def helpers(self) -> list[int]:
         """Return nothing: there are none."""
@@ -155,8 +199,7 @@ class CellDriver:
 
     async def watch(self, told: Told) -> None:
         """Look at the cell from now on."""
-        self._told = told
-        self._watched = True
+        self._attend(told)
         self._close_nulls()
         self._machine.watcher.watch(self._owner, self._on_view)
 
@@ -165,14 +208,41 @@ class CellDriver:
             os.close(fd)
         self._nulls = []
 
+    def _attend(self, told: Told) -> None:
+        self._told, self._noted = told, told.note
+        self._watched = True
+        self._machine.hearers[self._cell.name] = self._heard
+        for text in self._unsaid:
+            told.say(text)
+        for kind, data in self._unnoted:
+            told.note(kind, **data)
+        self._unsaid, self._unnoted = [], []
+
     def _say(self, text: str) -> None:
         if self._told is not None:
             self._told.say(text)
+        elif not self._watched:
+            self._unsaid.append(text)
+
+    def _note(self, kind: str, **data: object) -> None:
+        if self._noted is not None:
+            self._noted(kind, **data)
+        else:
+            self._unnoted.append((kind, data))
+
+    def _heard(self, text: str) -> None:
+        """The hypervisor said something about the cell; a guest can print what looks the same, so it is bounded."""
+        self._heard_lines += 1
+        if self._heard_lines <= HEARD_MAX:
+            self._note("hypervisor", text=text)
 
     def _on_view(self, view: View | None) -> None:
+        self._presence.look()
         cell = view.find(self._cell.name) if view is not None else None
         if cell is not None and cell.failed != self._failed:
             self._failed = cell.failed
+            if cell.failed:
+                self._note("cpus-failed", cpus=ranges.listed(cell.failed), state=cell.state)
             if cell.failed and cell.runs:
                 self._say(f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on")
         cause = ending.judge(self._phase, self._cell.name, view, asked=self._stopping is not None)
@@ -193,14 +263,13 @@ class CellDriver:
 
     async def adopt(self, told: Told) -> bool | None:
         """Go on where an earlier supervisor stood; sysfs decides what it did not live to write down."""
-        self._told = told
-        self._watched = True
+        self._attend(told)
         try:
             view = await self._tool.look()
         except BackendError as exc:
             log.error("%s: %s", self._owner, exc)
             self._machine.watcher.watch(self._owner, self._on_view)  # which will end it if it stays so
-            return self._phase in (Phase.STARTED, Phase.PAUSED)
+            return self._phase in _BEGUN
         cell = view.find(self._cell.name)
         if self._phase is Phase.STARTING:
             self._go(Phase.STARTED if cell is not None and cell.runs else Phase.LOADED)
@@ -210,7 +279,7 @@ class CellDriver:
             asyncio.get_running_loop().call_soon(self._end, cause)
             return None
         self._machine.watcher.watch(self._owner, self._on_view)
-        return self._phase in (Phase.STARTED, Phase.PAUSED)
+        return self._phase in _BEGUN
 
     # Section: driving it
 
@@ -229,9 +298,9 @@ class CellDriver:
                 'to have it stopped and started afresh, set pause = "shutdown" in [jailhouse]',
             )
         before = self._phase
-        self._go(Phase.PAUSED)
+        self._go(Phase.AWAY if self._cell.rpus else Phase.PAUSED)
         try:
-            await self._tool.shutdown(self._cell.name)
+            await self._halt()
         except BackendError:
             self._go(before)
             raise
@@ -240,8 +309,27 @@ class CellDriver:
         """Load the images again and start the cell from its beginning; one that runs already is left alone."""
         if self._phase is Phase.STARTED:
             return
+        if self._phase is Phase.AWAY:
+            await self._make_again()
         await self._load()
         await self.start()
+
+    async def _make_again(self) -> None:
+        """Make a cell that ``suspend`` has destroyed, of the same configuration; its claims were kept."""
+        with contextlib.suppress(Gone):
+            await self._tool.destroy(self._cell.name)  # an earlier ``resume`` got no further
+        view = await self._tool.enabled()
+        system, others = await anyio.to_thread.run_sync(self._machine.beside, self._owner, self._cell, view)
+        names = await anyio.to_thread.run_sync(os.listdir, self._directory)
+        config = next(name for name in sorted(names) if name.endswith(".cell"))
+        await self._tool.create(os.path.join(self._directory, config), system, others)
+
+    async def _halt(self) -> None:
+        """Stop what runs. A remote processor does not hear of a cell's shutdown: only destruction switches it off."""
+        if self._cell.rpus:
+            await self._tool.destroy(self._cell.name)
+        else:
+            await self._tool.shutdown(self._cell.name)
 
     async def deliver(self, signal: int) -> bool:
         """Return False: a cell knows no signals."""
@@ -260,7 +348,7 @@ class CellDriver:
         backoff, said = Backoff(FIRST_PAUSE, LONGEST_PAUSE), False
         while not self._over and self._told is not None:
             try:
-                await self._tool.shutdown(self._cell.name)
+                await self._halt()
             except Gone:
                 self._end(Cause.KILLED)
             except Hung as exc:
@@ -295,6 +383,8 @@ class CellDriver:
         """Destroy a cell that has ended, or that nobody will ever watch, and give back what it had."""
         self._told = None
         self._machine.watcher.unwatch(self._owner)
+        self._machine.hearers.pop(self._cell.name, None)
+        self._presence.close()
         if self._stopping is not None:
             self._stopping.cancel()
             await asyncio.wait([self._stopping])
@@ -315,17 +405,25 @@ class CellDriver:
         except BackendError:
             return False
 
+    async def _look_for_cpus(self) -> None:
+        """Note that the cell's CPUs are the root system's again: one that was offline before stays offline."""
+        if self._cell.cpus:
+            offline = await self._machine.report_cpus(self._owner, self._cell.cpus)
+            self._note("cpus-back", cpus=ranges.listed(self._cell.cpus), offline=ranges.listed(offline))
+
     async def _clean(self) -> None:
+        if self._cell.rpus:
+            await anyio.to_thread.run_sync(firmware.unlink, self._directory, self._machine.settings.firmware)
         if self._phase is not Phase.NONE:
             try:
                 with contextlib.suppress(Gone):
                     await self._tool.destroy(self._cell.name)
-                    await self._machine.report_cpus(self._owner, self._cell.cpus)
             except BackendError as exc:
                 if not await self._is_gone():
                     log.error("%s: %s; its CPUs and memory stay taken", self._owner, exc)
                     self._machine.cells.pop(self._owner, None)
                     return
+            await self._look_for_cpus()
         self._watched = True  # once is enough
         with contextlib.suppress(OSError):  # the record is gone already
             self._go(Phase.NONE)  # the next cell of this name is somebody else's

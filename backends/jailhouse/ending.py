@@ -31,6 +31,8 @@ class Phase(StrEnum):
     STARTED = "started"
     #: stopped by ``pause``, its memory is void
     PAUSED = "paused"
+    #: destroyed by ``pause``: a remote processor is stopped by nothing else
+    AWAY = "away"
 
 
 class Cause(StrEnum):
@@ -75,11 +77,15 @@ def judge(phase: Phase, name: str, view: View | None, *, asked: bool) -> Cause |
     """Return why a cell's container has ended, None while it goes on.
 
     :param view: what sysfs shows; None: it does not answer.
-    :param asked: we are stopping the cell right now, so a stop is ours.
+    :param asked: we are stopping the cell right now, so a stop, or its destruction, is ours.
     """
     if view is None:
         return Cause.SILENT
+    if phase is Phase.AWAY:
+        return None
     cell = view.find(name)
+    if cell is None and view.enabled and asked:
+        return None  # whoever stops it learns that it is gone, or has destroyed it
     if cell is None:
         return Cause.VANISHED if view.enabled else Cause.DISABLED
     if phase is not Phase.STARTED or cell.runs:

@@ -154,6 +154,23 @@ _REASONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "Missing hypervisor image": _PLAIN[Action.ENABLE, "No such file or directory"],
     "Cannot assign CPU 0 to other cells": ("CPU 0 cannot leave the root cell on x86", "choose other CPUs"),
+    "is already assigned to a different cell": (
+        "its remote processor belongs to another cell",
+        "destroy that cell, or ask for another processor",
+    ),
+    "Failed to open Image file": (
+        "the driver does not find the image for the remote processor below /lib/firmware",
+        "set jailhouse.firmware to that directory",
+    ),
+    "Failed to set firmware": (
+        "the remote processor has been loaded already: only the cell's destruction stops it",
+        "destroy the cell and make it anew",
+    ),
+    "rcpu ID": ("the cell does not have that remote processor", "check it with `runphi cell dump`"),
+    "Unable to load rcpu image": (
+        "remoteproc did not load the image for the remote processor",
+        "look into the kernel's log; is it an ELF file linked for memory that the processor has?",
+    ),
     "request_mem_region failed": (
         "the hypervisor's memory is in use by Linux",
         "reserve it with mem= or memmap= on the kernel's command line",

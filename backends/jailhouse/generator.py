@@ -74,7 +74,8 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
     network, net_part = net.choose(spec, facts)
     devices = dev.choose(spec, facts, {channels.console.name})
 
-    joined = [place for place in (network, _console_place(channels, facts)) if place is not None]
+    own_console = _console_place(channels, facts)
+    joined = [place for place in (network, own_console) if place is not None]
     own = Part(cpu.processor_memory(cpus.rpu))
     parts = (
         *(place.part for place in joined),
@@ -99,7 +100,7 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
         devices=tail.devices,
         uart=channels.uart,
         virtual_console=channels.virtual,
-        console=channels.console,
+        console=msgspec.structs.replace(channels.console, peer=own_console.peer if own_console else 0),
         passive=facts.board.comm.passive,
         reply_timeout=facts.board.comm.reply_timeout,
         reset_address=booting.reset_address,
@@ -126,10 +127,13 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
 def _console_place(channels: comm.CellComm, facts: Facts) -> Joined | None:
     if channels.slot is None:
         return None
-    place = net.join(channels.slot, facts)
+    place = net.join(channels.slot, facts, alone=True)
     if place is None:
         who = holders(facts.held, Kind.IVSHMEM, channels.slot.name)
-        raise PlanError(f"cannot give the cell console '{channels.slot.name}': every place is taken; {who}")
+        raise PlanError(
+            f"cannot give the cell console '{channels.slot.name}': it would not be alone there; {who}",
+            "delete that container, or name another console: annotation org.runphi.console-port",
+        )
     return place
 
 

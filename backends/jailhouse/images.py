@@ -33,11 +33,6 @@ def refuse_unsupported(cell: CellPlan) -> None:
     :raises UnsupportedError: and why.
     """
     for load in cell.loads:
-        if load.form is Form.RPU:
-            raise UnsupportedError(
-                f"cannot load {load.source}: this version plans images for remote processors and does not start them",
-                "leave rpu_req or annotation org.runphi.rpu out",
-            )
         if load.form in (Form.DTB, Form.ROOTFS):
             raise UnsupportedError(
                 "cannot start a Linux cell: this version plans Linux cells and does not start them yet",
@@ -48,10 +43,14 @@ def refuse_unsupported(cell: CellPlan) -> None:
 def images(loads: Sequence[Load], directory: str) -> list[Image]:
     """Return what to load, ready for the tool; writes flat files into ``directory`` (blocks).
 
+    Images for remote processors are left to ``firmware.link``.
+
     :raises BackendError: something is not as it was when it was planned.
     """
     made = []
     for number, load in enumerate(loads):
+        if load.form is Form.RPU:
+            continue
         if load.form is Form.TEXT:
             made.append(Image(load.address, text=load.source))
             continue

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from backends.jailhouse import cellfile, check, codec, machinefacts, model
+from backends.jailhouse import cellfile, check, codec, firmware, machinefacts, model
 from backends.jailhouse.plan import Virtual
 from backends.jailhouse.tool import PATH, Places, Tool
 from backends.jailhouse.virtual import VirtualConsole
 from backends.jailhouse.watcher import Watcher
+from consoles.hypervisor import Kind
 from runphi_async.errors import BackendError
 from runphi_async.partition import claims, ranges
 from runphi_async.partition.claims import Discrepancy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from backends.base import HypervisorLog
     from backends.jailhouse.plan import CellPlan
     from backends.jailhouse.sysfs import View
+    from consoles.hypervisor import Line
     from runphi_async.config import Jailhouse
     from runphi_async.partition.claims import Held
     from runphi_async.partition.ledger import Ledger
@@ -38,7 +41,7 @@ class Machine:
     :ivar claiming: records that are about to claim what a cell needs.
     """
 
-    def __init__(self, settings: Jailhouse, ledger: Ledger) -> None:
+    def __init__(self, settings: Jailhouse, ledger: Ledger, run_dir: str) -> None:
         self.settings = settings
         self.ledger = ledger
         self.program = program(settings) or settings.tool
@@ -46,7 +49,30 @@ class Machine:
         self.watcher = Watcher(self.tool.look)
         self.cells: dict[str, CellPlan] = {}
         self.claiming: set[str] = set()
-        self.virtual = VirtualConsole(self.tool, self.program, self.watcher, self._mute)
+        self.virtual = VirtualConsole(self.tool, self.program, self.watcher, self._mute, self._heard_there)
+        #: who wants the hypervisor's words about a cell, by the cell's name
+        self.hearers: dict[str, Callable[[str], None]] = {}
+        self._run_dir = run_dir
+        self._log: HypervisorLog | None = None
+
+    def hear(self, log: HypervisorLog) -> None:
+        """Take part in the hypervisor's console, which the supervisor follows."""
+        self._log = log
+        log.attend(self._heard, self._mute)
+        self.watcher.follow(self._on_view)
+
+    def _on_view(self, view: View | None) -> None:
+        if view is not None and self._log is not None:
+            self._log.running(self.virtual.writers(view))
+
+    def _heard_there(self, line: Line) -> None:
+        if self._log is None:  # else it comes from there, with the lines of times when no cell's console is followed
+            self._heard(line)
+
+    def _heard(self, line: Line) -> None:
+        hearer = self.hearers.get(line.cell)
+        if hearer is not None and line.kind is Kind.HYPERVISOR:
+            hearer(line.text.decode("utf-8", "backslashreplace"))
 
     def _mute(self) -> set[str]:
         return {plan.name for plan in self.cells.values() if plan.virtual_console is Virtual.NO}
@@ -99,14 +125,18 @@ class Machine:
         for name in self.stale(await anyio.to_thread.run_sync(self.ledger.held), view):
             log.warning("ledger: freeing what '%s' had: its cell is gone, and nobody answers for it", name)
             await self.free(name)
+        owners = self.cells.keys() | self.claiming
+        for name in await anyio.to_thread.run_sync(firmware.sweep, self._run_dir, owners, self.settings.firmware):
+            log.warning("removed %s, which was left over", os.path.join(self.settings.firmware, name))
 
-    async def report_cpus(self, name: str, cpus: Iterable[int]) -> None:
+    async def report_cpus(self, name: str, cpus: Iterable[int]) -> set[int]:
         """Say which CPUs of a cell that was destroyed Linux has not got back: those that were offline before it."""
         online = await anyio.to_thread.run_sync(machinefacts.online, self.settings.sysfs)
         missing = set(cpus) - set(online if online is not None else cpus)
         if missing:
             words = "%s: CPU %s is the root system's again and stays offline, as it was before the cell was made"
             log.warning(words, name, ranges.listed(missing))
+        return missing
 
     async def free(self, name: str) -> None:
         """Give back what a container has of the board."""

@@ -62,8 +62,11 @@ def choose(spec: GuestSpec, facts: Facts) -> tuple[Joined | None, Part]:
     raise PlanError(f"cannot give the cell a network: every place is taken; {who}", "delete one of these containers")
 
 
-def join(slot: Ivshmem, facts: Facts) -> Joined | None:
-    """Take the lowest free place of a device, None if there is none."""
+def join(slot: Ivshmem, facts: Facts, *, alone: bool = False) -> Joined | None:
+    """Take the lowest free place of a device, None if there is none.
+
+    :param alone: no other cell may have a place: every peer can write the read/write section.
+    """
     held = {
         number
         for other in facts.held
@@ -71,10 +74,10 @@ def join(slot: Ivshmem, facts: Facts) -> Joined | None:
         for number in range(other.claim.start, other.claim.end)
     }
     free = [peer for peer in ranges.numbers(slot.ids) if peer not in held]
-    if not free:
+    if not free or (alone and held):
         return None
     peer = free[0]
-    claim = Claim(Kind.IVSHMEM, peer, peer + 1, slot.name)
+    claim = Claim(Kind.IVSHMEM, 1, slot.peers, slot.name) if alone else Claim(Kind.IVSHMEM, peer, peer + 1, slot.name)
     protocol = slot.protocol if isinstance(slot.protocol, int) else _PROTOCOLS[slot.protocol]
     return Joined(slot, peer, protocol, Part(sections(slot, peer), claims=(claim,)))
 

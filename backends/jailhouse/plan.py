@@ -106,7 +106,10 @@ class Source(StrEnum):
     NONE = "none"
     VIRTUAL = "virtual"
     UART = "uart"
+    #: a byte ring in a shared memory device
     IVSHMEM = "ivshmem"
+    #: a virtio console over a shared memory device
+    VIRTIO = "virtio"
 
 
 class ConsoleChoice(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -119,6 +122,12 @@ class ConsoleChoice(msgspec.Struct, frozen=True, omit_defaults=True):
     tty: str = ""
     #: it takes input
     input: bool = False
+    #: PCI address of the shared memory device in the root system, by which ``tty`` is looked up where it is empty
+    pci: str = ""
+    #: which peer of the shared memory device the cell is
+    peer: int = 0
+    #: bytes of the ring
+    size: int = 0
 
 
 class Form(StrEnum):

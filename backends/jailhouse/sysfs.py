@@ -30,6 +30,7 @@ class CellSeen(NamedTuple):
     """A cell as sysfs shows it.
 
     :ivar failed: CPUs that the hypervisor has parked; the cell has failed only when all of its CPUs are.
+    :ivar rcpus: remote processors, where the hypervisor knows them.
     """
 
     id: int
@@ -37,6 +38,7 @@ class CellSeen(NamedTuple):
     state: str
     cpus: tuple[int, ...]
     failed: tuple[int, ...] = ()
+    rcpus: tuple[int, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -79,11 +81,10 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(ranges.numbers(text))) if text else ()
 
 
-def parse_cell(number: str, name: str, state: str, cpus: str, failed: str) -> CellSeen:
+def parse_cell(number: str, name: str, state: str, cpus: str, failed: str, rcpus: str = "") -> CellSeen:
     """Make a cell of the contents of its files; each ends with one newline, and a name may hold blanks."""
-    return CellSeen(
-        int(number), name.removesuffix("\n"), state.removesuffix("\n"), numbers(cpus), numbers(failed)
-    )  # fmt: skip
+    lists = numbers(cpus), numbers(failed), numbers(rcpus)
+    return CellSeen(int(number), name.removesuffix("\n"), state.removesuffix("\n"), *lists)
 
 
 def look(directory: str, *, console: bool = True) -> View:
@@ -118,9 +119,18 @@ def _cell(cells: str, number: str) -> CellSeen | None:
             _text(folder, "state"),
             _text(folder, "cpus_assigned_list"),
             _text(folder, "cpus_failed_list"),
+            _remote(folder),
         )
     except (OSError, ValueError):
         return None  # destroyed between two of the reads
+
+
+def _remote(folder: str) -> str:
+    """Return the cell's remote processors; only the Omnivisor has such a file."""
+    try:
+        return _text(folder, "rcpus_assigned_list")
+    except FileNotFoundError:
+        return ""
 
 
 def _text(directory: str, name: str) -> str:

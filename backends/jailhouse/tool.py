@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import re
 import shutil
 from asyncio.subprocess import DEVNULL, PIPE
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -49,11 +50,15 @@ class Places(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What to load: a file or, where ``text`` is given, a string; and the guest's address for it."""
+    """What to load: a file or, where ``text`` is given, a string; and the guest's address for it.
+
+    :ivar rcpu: the remote processor for which it is; ``path`` is a name below the firmware directory then.
+    """
 
     address: int
     path: str = ""
     text: str | None = None
+    rcpu: int | None = None
 
 
 class Tool:
@@ -136,7 +141,9 @@ class Tool:
 
     async def load(self, name: str, images: Sequence[Image]) -> CellSeen:
         """Stop a cell and load images into it, in this order."""
-        words = [word for image in images for word in _image_words(image)]
+        # the tool reads the words a second time and takes those for remote processors to be last
+        ordered = sorted(images, key=lambda image: image.rcpu is not None)
+        words = [word for image in ordered for word in _image_words(image)]
         return await self._on_cell(Action.LOAD, name, "load", *words)
 
     async def start(self, name: str) -> CellSeen:
@@ -265,7 +272,13 @@ class Tool:
             raise Hung(f"cannot {action}: `{self._stuck_at}` hangs and holds the driver", HANGS)
 
 
+#: words of the driver; what it says of remote processors does not begin with its name
+_DRIVER: Final = re.compile("jailhouse|rcpu|image file", re.IGNORECASE)
+
+
 def _image_words(image: Image) -> list[str]:
+    if image.rcpu is not None:
+        return ["--rcpu", image.path, str(image.rcpu)]
     what = [image.path] if image.text is None else ["--string", image.text]
     return [*what, "--address", hex(image.address)]
 
@@ -293,7 +306,7 @@ class _KernelLog:
             # /dev/kmsg gives one record a read, a file all at once; a full ring ends with an error.
             while len(text) < LOG_MAX and (part := os.read(self._fd, 8192)):
                 text += part
-        lines = [line for line in text.decode("utf-8", "replace").splitlines() if "jailhouse" in line.lower()]
+        lines = [line for line in text.decode("utf-8", "replace").splitlines() if _DRIVER.search(line)]
         return "; ".join(line.partition("ailhouse: ")[2] or line for line in lines)
 
     def close(self) -> None:

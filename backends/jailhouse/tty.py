@@ -28,7 +28,10 @@ class OutputOnly:
     """A source into which nothing can be typed; the first who tries is told.
 
     :param why: what to tell.
+    :ivar one_way: why it takes no input.
     """
+
+    one_way = "the serial port is shared with the root system"
 
     def __init__(self, source: Source, say: Callable[[str], None], why: str) -> None:
         self._source = source
@@ -68,10 +71,6 @@ def refuse_unsupported(choice: ConsoleChoice) -> None:
     :raises UnsupportedError: and what to choose instead.
     """
     mend = "choose another one: annotation org.runphi.console-port, or console in the board's template"
-    if choice.source is Where.IVSHMEM:
-        raise UnsupportedError(
-            f"cannot read the console '{choice.name}': this version reads no consoles in shared memory of cells", mend
-        )
     if choice.source is Where.UART and not choice.tty:
         raise UnsupportedError(
             f"cannot read the console '{choice.name}': the board file names no tty for it",

@@ -10,6 +10,7 @@ and what a cell prints while no supervisor runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from consoles.hypervisor import Kind, Splitter
@@ -31,13 +32,21 @@ if TYPE_CHECKING:
 QUIET: Final = 0.25
 #: Seconds that the end of a cell waits for its last bytes at most.
 DRAIN_MAX: Final = 1.0
+#: Seconds that the first reader waits for the past: the tool must start, and the console has never said nothing.
+FIRST_MAX: Final = 5.0
 #: bytes kept for a reader that is slow; the hypervisor waits for nobody, so the oldest are lost beyond that
 HELD_MAX: Final = 1 << 20
+#: Seconds between two words and two events about lost bytes; the sums of both are right at the end.
+LOSS_TOLD: Final = 1.0
+LOSS_NOTED: Final = 60.0
 #: under which name sysfs is watched; no record can have it
 _WATCHER: Final = "/virtual console"
 _ALONE: Final = (
     "several cells print on the hypervisor's console, and which of them wrote a line cannot be told: "
     "runphi timeline shows them all"
+)
+_GAP: Final = (
+    "what the cell printed while no supervisor ran is lost: the hypervisor keeps 2 KiB and does not say whose they are"
 )
 _INPUT: Final = "what is typed goes nowhere: the hypervisor's console is output only"
 
@@ -46,45 +55,60 @@ class VirtualConsole:
     """Follows the console while a cell's container reads it.
 
     :param mute: returns the cells that cannot print there.
+    :param heard: told every line, whoever wrote it.
     """
 
-    def __init__(self, tool: Tool, program: str, watcher: Watcher, mute: Callable[[], set[str]]) -> None:
+    def __init__(
+        self,
+        tool: Tool,
+        program: str,
+        watcher: Watcher,
+        mute: Callable[[], set[str]],
+        heard: Callable[[Line], None] = lambda line: None,
+    ) -> None:
+        self._heard = heard
         self._tool = tool
         self._program = program
         self._watcher = watcher
         self._mute = mute
         self._readers: dict[str, CellConsole] = {}
         self._source: ProcessSource | None = None
-        self._splitter = Splitter()
+        self._splitter = Splitter(mute)
         self._timer: asyncio.TimerHandle | None = None
         self._opening = asyncio.Lock()
         #: set while nothing comes
         self.quiet = asyncio.Event()
 
-    def source(self, name: str, say: Callable[[str], None], *, fresh: bool) -> CellConsole:
+    def source(self, name: str, say: Callable[[str], None], note: Callable[..., None], *, fresh: bool) -> CellConsole:
         """Return the console of a cell.
 
+        :param note: writes an event.
         :param fresh: it has not been started yet, so nothing of the past can be its own.
         """
-        return CellConsole(self, name, say, fresh=fresh)
+        return CellConsole(self, name, say, note, fresh=fresh)
 
     async def add(self, name: str, reader: CellConsole) -> None:
-        """Begin to give a cell's lines to ``reader``."""
+        """Begin to give a cell's lines to ``reader``, once what was printed before has been read."""
         async with self._opening:
             self._readers[name] = reader
-            if self._source is None:
+            first = self._source is None
+            if first:
                 await self._follow(name)
-        if not reader.fresh:
+        if first:
+            await self._wait(FIRST_MAX)
+            # The past begins with a gap wherever more than the ring was ever printed: nobody is known behind that.
+            with contextlib.suppress(BackendError):
+                self._splitter.running = self.writers(await self._tool.enabled())
+        elif not reader.fresh:
             await self.settled()
 
     async def _follow(self, name: str) -> None:
         try:
             view = await self._tool.enabled()
             self._source = ProcessSource([self._program, "console", "-f"])
-            self._splitter = Splitter()
-            self._splitter.running = self._writers(view)
-            self.quiet.clear()
-            self._wait_for_quiet()
+            self._splitter = Splitter(self._mute)
+            self._splitter.running = self.writers(view)
+            self.quiet.clear()  # until the past has been read, of which there always is some
             await self._source.open(self)
         except (BackendError, SourceError) as exc:
             self._source = None
@@ -110,34 +134,36 @@ class VirtualConsole:
         """Wait, within bounds, until what was printed before now has been read."""
         self.quiet.clear()
         self._wait_for_quiet()
-        try:
-            async with asyncio.timeout(DRAIN_MAX):
-                await self.quiet.wait()
-        except TimeoutError:
-            return
+        await self._wait(DRAIN_MAX)
 
-    def _writers(self, view: View) -> set[str]:
+    async def _wait(self, longest: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest):
+                await self.quiet.wait()
+
+    def writers(self, view: View) -> set[str]:
+        """Return the cells that run and may print there."""
         return {cell.name for cell in view.cells if cell.id != 0 and cell.runs} - self._mute()
 
     def _on_view(self, view: View | None) -> None:
         # Behind a gap nobody knows who was started; sysfs does.
         if view is not None and self._splitter.running is None:
-            self._splitter.running = self._writers(view)
+            self._splitter.running = self.writers(view)
 
     # Section: what the process brings
 
     def received(self, data: bytes) -> None:
         """Take a piece of the stream."""
         for piece in data.splitlines(keepends=True):
-            lines = self._splitter.feed(piece)
-            if self._splitter.running is not None:
-                self._splitter.running -= self._mute()
-            self._give(lines)
+            self._give(self._splitter.feed(piece))
         self._wait_for_quiet()
 
     def gone(self, reason: str) -> None:
         """The process has ended; it is started again by its source."""
         self._splitter.restart()
+        self.quiet.set()
+        for reader in tuple(self._readers.values()):
+            reader.interrupted()
 
     def back(self) -> None:
         """It runs again."""
@@ -159,6 +185,10 @@ class VirtualConsole:
                 self._readers[name].not_alone(_ALONE)
         alone = next(iter(running)) if running is not None and len(running) == 1 else ""
         for line in lines:
+            self._heard(line)
+            if line.kind is Kind.MISSED:
+                for each in tuple(self._readers.values()):
+                    each.lost(line.missed)
             reader = self._readers.get(line.cell or alone)
             if reader is not None and line.kind in (Kind.INMATE, Kind.UNKNOWN):
                 ending = b"" if line.cut and line.kind is Kind.UNKNOWN else b"\r\n"
@@ -166,19 +196,37 @@ class VirtualConsole:
 
 
 class CellConsole:
-    """One cell's part of it, as a source."""
+    """One cell's part of it, as a source.
 
-    def __init__(self, console: VirtualConsole, name: str, say: Callable[[str], None], *, fresh: bool) -> None:
+    :ivar one_way: why it takes no input.
+    """
+
+    one_way = "the hypervisor's console takes no input"
+
+    def __init__(
+        self,
+        console: VirtualConsole,
+        name: str,
+        say: Callable[[str], None],
+        note: Callable[..., None],
+        *,
+        fresh: bool,
+    ) -> None:
         self.fresh = fresh
+        self._note = note
+        #: bytes that the driver lost, how many of them were told and noted, and when
+        self._missed = self._told_missed = self._noted_missed = 0
+        self._told_at = self._noted_at = -LOSS_NOTED
         self._console = console
         self._name = name
         self._say = say
         self._listener: Listener | None = None
         self._paused = False
         self._held = bytearray()
-        self._past = not fresh
+        self._past = True
         self._told_input = False
         self._told_others = False
+        self._told_gap = False
 
     async def open(self, listener: Listener) -> None:
         """Follow the console.
@@ -188,6 +236,10 @@ class CellConsole:
         self._listener = listener
         await self._console.add(self._name, self)
         self._past = False
+        if not self.fresh and not self._told_gap:
+            self._told_gap = True
+            self._say(_GAP)
+            self._note("console-lost", why="no supervisor ran")
 
     def received(self, data: bytes) -> None:
         """Take what the cell printed, unless an earlier supervisor had it already."""
@@ -198,6 +250,35 @@ class CellConsole:
             del self._held[:-HELD_MAX]
         else:
             self._listener.received(data)
+
+    def lost(self, count: int) -> None:
+        """The driver lost bytes, some of which may have been the cell's. A flood is told of once a second."""
+        if self._listener is None or self._past:
+            return
+        self._missed += count
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at >= LOSS_TOLD:
+            self._told_at = now
+            self._tell_lost()
+        if now - self._noted_at >= LOSS_NOTED:
+            self._noted_at = now
+            self._note_lost()
+
+    def _tell_lost(self) -> None:
+        fresh, self._told_missed = self._missed - self._told_missed, self._missed
+        if fresh:
+            self._say(f"{fresh} bytes of the hypervisor's console were lost here: they came faster than they are read")
+
+    def _note_lost(self) -> None:
+        fresh, self._noted_missed = self._missed - self._noted_missed, self._missed
+        if fresh:
+            self._note("console-lost", bytes=fresh, why="they came faster than they are read")
+
+    def interrupted(self) -> None:
+        """Nobody reads the hypervisor's console for a moment."""
+        if self._listener is not None and not self._past:
+            self._say("the hypervisor's console is read anew: what the cell prints meanwhile is lost")
+            self._note("console-lost", why="the command that reads it ended")
 
     def not_alone(self, text: str) -> None:
         """Others print as well."""
@@ -232,5 +313,7 @@ class CellConsole:
             return
         await self._console.settled()
         await self._console.remove(self._name)
+        self._tell_lost()
+        self._note_lost()
         self.resume()
         self._listener = None

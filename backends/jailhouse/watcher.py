@@ -40,6 +40,7 @@ class Watcher:
     def __init__(self, look: Callable[[], Awaitable[View]]) -> None:
         self._look = look
         self._watchers: dict[str, Callable[[View | None], None]] = {}
+        self._followers: list[Callable[[View | None], None]] = []
         self._task: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
         self._pause = FAST
@@ -52,6 +53,10 @@ class Watcher:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="jailhouse watcher")
         self.hurry()
+
+    def follow(self, on_view: Callable[[View | None], None]) -> None:
+        """Call ``on_view`` after every look that others cause, for ever."""
+        self._followers.append(on_view)
 
     def unwatch(self, name: str) -> None:
         """Stop calling for a name."""
@@ -85,7 +90,7 @@ class Watcher:
             await self._rest()
 
     def _tell(self, view: View | None) -> None:
-        for name, on_view in tuple(self._watchers.items()):
+        for name, on_view in (*((str(on_view), on_view) for on_view in self._followers), *self._watchers.items()):
             try:
                 on_view(view)
             except Exception:  # one container's trouble must not blind the others

@@ -65,6 +65,14 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class OneWay(Protocol):
+    """A source that takes no input: ``write`` throws away what it is given."""
+
+    #: why, in words for people
+    one_way: str
+
+
+@runtime_checkable
 class Breaks(Protocol):
     """A source that is a line on which a break can be sent."""
 

@@ -66,23 +66,26 @@ class ShmemStatistics(NamedTuple):
 class ShmemSource:
     """The host's end of a channel as ``consoles.sources.base.Source``.
 
-    :param place: where the memory is (``consoles.regions.parse_place``).
+    :param place: where the memory is (``consoles.regions.parse_place``), or what finds that out; called off the loop.
     :param stored: bytes of this channel that an earlier supervisor stored; None: unknown.
     :param violation: told what the guest did wrong; may be called at every look.
     :param open_bell: opens the doorbell that the memory has; called off the loop.
+    :param fresh: the memory may hold an earlier guest's channel, which means nothing.
     """
 
     def __init__(
         self,
-        place: str,
+        place: str | Callable[[], str],
         name: str,
         size: int,
         *,
         stored: int | None = None,
         violation: Callable[[str], None] | None = None,
         open_bell: Callable[[], Bell] | None = None,
+        fresh: bool = False,
     ) -> None:
         self._place = place
+        self._fresh = fresh
         self._name = name
         self._size = size
         self._stored = stored
@@ -105,7 +108,7 @@ class ShmemSource:
         """Map the memory, lay the channel out or go on with it, and begin to look."""
         region, bell = await asyncio.to_thread(self._reach)
         try:
-            channel = Channel(region, self._name, self._size, self._violation)
+            channel = Channel(region, self._name, self._size, self._violation, fresh=self._fresh)
         except BaseException:
             region.close()
             if bell is not None:
@@ -121,7 +124,7 @@ class ShmemSource:
         self._schedule(0)
 
     def _reach(self) -> tuple[Region, Bell | None]:
-        region = open_region(self._place)
+        region = open_region(self._place if isinstance(self._place, str) else self._place())
         try:
             return region, self._open_bell() if self._open_bell is not None else None
         except BaseException:

@@ -9,13 +9,18 @@ guest's driver looks once for a device that is ready, so this source must be ope
 The guest may write anything at any time: registers are read once, queues are checked (``consoles.virtqueue``), and a
 queue that makes no sense stops the device until the guest resets it.
 
-What a crash costs: our state word falls to 0, the guest's driver has lost its device, and output it had queued is gone.
-While paused nothing is taken from the guest, and its console writers spin.
+What a crash costs: our state word falls to 0 and the guest's console writers spin until the next supervisor is there.
+It goes on with the queues of the last one, which are written down in ``memory``; without that the guest, which sets
+them up only once, would hang for ever. A chunk that was being stored comes twice. While paused nothing is taken from
+the guest, and its console writers spin as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -72,6 +77,7 @@ class VirtioConsole:
     :param open_device: opens the shared memory; called off the loop.
     :param violation: told what the guest did wrong.
     :param size: rows and columns the guest is told.
+    :param memory: file in which the guest's queues are kept for a successor; "": they are not.
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class VirtioConsole:
         *,
         violation: Callable[[str], None] = lambda what: None,
         size: tuple[int, int] = (24, 80),
+        memory: str = "",
     ) -> None:
+        self._memory = memory
         self._open_device = open_device
         self._violation = violation
         self._size = size
@@ -114,7 +122,12 @@ class VirtioConsole:
             device.close()
             raise SourceError("cannot use the shared-memory device as a console: it wants two peers and 8 KiB")
         self._device, self._listener = device, listener
-        self._offer()
+        there = self._has_driver()
+        if not there or not self._resume():
+            self._offer()
+            if there:
+                self._said = self._loop.time()
+                listener.gone("what the last supervisor knew of it is lost; the guest must start its driver again")
         device.set_state(STATE_READY)
         self._loop.add_reader(device.fileno(), self._rang)
         self._serve()
@@ -130,6 +143,46 @@ class VirtioConsole:
         rw.store(SIZE, HEADER_SIZE)
         fence()
         rw.store(REVISION, 1)
+
+    # Section: what a successor must know
+
+    def _has_driver(self) -> bool:
+        """Whether a guest uses the device as our predecessor left it."""
+        assert self._device is not None
+        rw = self._device.rw
+        status = rw.load(DEVICE_STATUS)
+        there = self._device.state(1 - self._device.id) == STATE_READY and rw.load(REVISION) == 1
+        return there and bool(status & STATUS_DRIVER_OK) and not status & STATUS_NEEDS_RESET
+
+    def _resume(self) -> bool:
+        """Go on with the queues that our predecessor served; False: nobody knows them any more."""
+        assert self._device is not None
+        rw = self._device.rw
+        try:
+            with open(self._memory, "rb") as file:
+                kept = json.load(file)
+            configs = [bytes.fromhex(text) for text in kept["queues"]]
+            for number, config in enumerate(configs):
+                size, _, _, _, desc, driver, device = _QUEUE.unpack(config)
+                self._queues[number] = Queue(rw, size, desc, driver, device, resume=True)
+            self._configs, self._accepted = configs, [int(word) for word in kept["features"]]
+        except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error, Broken):
+            self._forget()
+            return False
+        if None in self._queues:
+            self._forget()
+            return False
+        self._selected = rw.load(QUEUE_SEL)
+        self._running = self._was_there = self._there = True
+        self._said = self._loop.time() - STEADY
+        return True
+
+    def _remember(self) -> None:
+        if self._memory:
+            kept = {"queues": [config.hex() for config in self._configs], "features": self._accepted}
+            with open(self._memory + ".new", "w") as file:
+                json.dump(kept, file)
+            os.replace(self._memory + ".new", self._memory)
 
     # Section: turns
 
@@ -180,6 +233,9 @@ class VirtioConsole:
 
     def _reset(self, reason: str) -> None:
         self._forget()
+        if self._memory:
+            with contextlib.suppress(OSError):
+                os.unlink(self._memory)
         self._offer()
         self._reason = reason
 
@@ -249,6 +305,8 @@ class VirtioConsole:
         if status & STATUS_FEATURES_OK and not self._accepted[1] & VERSION_1:
             rw.store(DEVICE_STATUS, status & ~STATUS_FEATURES_OK)  # the guest sees that we cannot do without
         self._running = bool(status & STATUS_DRIVER_OK) and None not in self._queues
+        if self._running:
+            self._remember()
 
     # Section: bytes
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from runphi_async.cli import PassThrough
-from runphi_async.creation import Creation, Order, read_bundle
+from runphi_async.creation import Creation, Order, is_wanted, read_bundle
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -47,6 +47,6 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Create the container, or leave it to the ordinary runtime."""
     wanted = order(call, options, given)
     asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle)
-    if asked.request is None:
+    if not is_wanted(asked, supervisor.config):
         raise PassThrough
     await Creation(supervisor, call, wanted, asked).run()

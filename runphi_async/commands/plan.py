@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from backends import detect
-from runphi_async.creation import read_bundle
+from runphi_async.creation import is_wanted, read_bundle
 from runphi_async.errors import SpecError
 from runphi_async.partition import conf
 from runphi_async.partition.guest import guest_spec
@@ -36,7 +36,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Plan, and print the plan with the sentence behind each decision."""
     bundle = await anyio.to_thread.run_sync(os.path.realpath, call.path(given.bundle))
     asked = await anyio.to_thread.run_sync(read_bundle, bundle)
-    if asked.request is None:
+    if asked.request is None or not (given.backend or is_wanted(asked, supervisor.config)):
         raise SpecError(
             f"cannot plan {bundle}: it asks for no partition, so the ordinary runtime would run it",
             "docs/reference/annotations-and-image-contract.md says how a container asks for one",

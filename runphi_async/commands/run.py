@@ -11,7 +11,7 @@ from consoles.people import Wish
 from runphi_async import detachkeys, wire
 from runphi_async.cli import PassThrough
 from runphi_async.commands import attach, create
-from runphi_async.creation import Creation, read_bundle
+from runphi_async.creation import Creation, is_wanted, read_bundle
 from runphi_async.waiting import either
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     attached = not given.detach and not given.console_socket
     wanted = create.order(call, options, given, attached=attached)
     asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle)
-    if asked.request is None:
+    if not is_wanted(asked, supervisor.config):
         raise PassThrough
     guest = await Creation(supervisor, call, wanted, asked).run()
     try:

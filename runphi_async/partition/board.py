@@ -135,6 +135,8 @@ class Ivshmem(_Table, frozen=True, kw_only=True):
     peers: int = 2
     #: peer ids a cell may take; the root cell has 0
     ids: Numbers = "1"
+    #: device by which the root system reaches it; empty: looked up by its PCI address
+    uio: str = ""
 
     @property
     def range(self) -> Range:

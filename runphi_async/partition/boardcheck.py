@@ -173,6 +173,10 @@ def _ivshmem(board: Board) -> Iterator[Finding]:
             yield Finding(f"{key}.protocol", f"{slot.protocol:#x} is no custom protocol", "from 0x4000 to 0x7fff")
         if slot.protocol == "console" and slot.rw < 2 * PAGE:
             yield Finding(f"{key}.rw", "a console needs a read/write section of 8 KiB")
+        if slot.protocol == "console" and slot.peers != 2:
+            yield Finding(f"{key}.peers", f"{slot.peers} peers", "a console has two: root system and cell")
+        if slot.uio and not slot.uio.startswith("/"):
+            yield Finding(f"{key}.uio", f"'{slot.uio}' is no absolute path", "/dev/uioN, or leave it out")
         for j, part in enumerate(board.memory):
             if slot.range.overlaps(part.range):
                 yield Finding(f"{key}.base", f"{slot.range.text()} overlaps memory[{j}], {part.range.text()}")

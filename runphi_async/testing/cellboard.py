@@ -14,7 +14,7 @@ from backends.jailhouse import codec
 from runphi_async.config import Config, from_table
 from runphi_async.partition import board as boards
 from runphi_async.testing import fake_jailhouse
-from runphi_async.testing.fake_jailhouse import board, driver
+from runphi_async.testing.fake_jailhouse import board, driver, inmates
 from runphi_async.testing.fake_jailhouse.place import Place
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TOOL: Final = str(Path(fake_jailhouse.__file__).parent / "bin" / "jailhouse")
 CPUS: Final = 10
 FIRST_UART: Final = 0x0A000000
+#: Virtio consoles over shared memory: con0, con1.
+CONSOLES: Final = 2
 
 #: A guest that behaves like the demo inmate, as far as a cell can: its console is its serial port.
 SCRIPT: Final = r"""#!/bin/sh
@@ -50,23 +52,49 @@ done
 """
 
 
+#: What an Omnivisor's board file says more.
+_RPUS: Final = f"""
+[[rpu]]
+id = 0
+name = "r5f_0"
+memory = [{{ name = "tcm", start = {board.TCM:#x}, size = 0x10000 }}]
+
+[[rpu]]
+id = 1
+name = "r5f_1"
+memory = [{{ name = "tcm", start = {board.TCM + 0x90000:#x}, size = 0x10000 }}]
+
+[cache]
+way_size = "64 KiB"
+colors = "0-15"
+
+[template.rpu]
+memory = "1 MiB"
+link = "identity"
+console = "port1"
+"""
+
+
 class CellBoard:
     """One board in a directory.
 
     :ivar image: a guest for it.
+    :ivar rcpu_image: the same for a remote processor.
     """
 
-    def __init__(self, root: Path, *, enable: bool = True) -> None:
+    def __init__(self, root: Path, *, enable: bool = True, dialect: str = "mainline") -> None:
         self.place = Place(root / "board")
-        self.place.power_on(CPUS)
+        self.place.power_on(CPUS, dialect)
         driver.insert(self.place)
         self.system = root / "system.cell"
-        self.system.write_bytes(codec.encode(board.root_config(CPUS)))
+        self.system.write_bytes(codec.encode(board.root_config(CPUS, consoles=CONSOLES, dialect=dialect)))
         self.file = root / "board.toml"
         self.file.write_text(self._board_file())
         self.env = {**os.environ, "FAKE_JAILHOUSE": str(self.place.root)}
         self.image = root / "guest.sh"
         self.image.write_bytes(SCRIPT.encode() + bytes(64))
+        self.rcpu_image = root / "motor.elf"
+        self.rcpu_image.write_bytes(inmates.rcpu_image(SCRIPT.encode()))
         if enable:
             with self.place.mutex():
                 driver.Driver(self.place).enable(self.system.read_bytes())
@@ -83,7 +111,17 @@ class CellBoard:
         )
         shared = re.search(r"\[\[uart\]\].*?\n\n", text, re.DOTALL)
         assert shared is not None
-        return text.replace(shared[0], shared[0] + ports)
+        consoles = "".join(
+            f'[[ivshmem]]\nname = "con{n}"\nprotocol = "console"\nbdf = "00:{2 + n:02x}.0"\n'
+            f"base = {board.CONSOLE_MEMORY + n * board.CONSOLE_SIZE:#x}\nrw = {board.CONSOLE_SIZE - 0x1000:#x}\n"
+            f'uio = "{self.place.devices}/uio{1 + n}"\n\n'
+            for n in range(CONSOLES)
+        )
+        text = text.replace("peers = 3\n", f'peers = 3\nuio = "{self.place.devices}/uio0"\n')
+        text = text.replace(shared[0], shared[0] + ports + consoles)
+        if self.place.dialect == "omnivisor":
+            text = text.replace('dialect = "mainline"', 'dialect = "omnivisor"') + _RPUS
+        return text
 
     def config(self, **settings: Any) -> Config:
         """Return a configuration that uses the board."""
@@ -96,6 +134,7 @@ class CellBoard:
             "tool": TOOL,
             "sysfs": str(self.place.sysfs),
             "system_config": str(self.system),
+            "firmware": str(self.place.firmware.parent),
             "pause": "shutdown",
         }
 

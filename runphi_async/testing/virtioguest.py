@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from consoles.regions import Mapping
 
@@ -85,6 +85,25 @@ class WireDevice:
         self.rw.close()
 
 
+class Side(Protocol):
+    """What a driver needs of its device."""
+
+    id: int
+    rw: Region
+
+    def state(self, peer: int) -> int:
+        """Return a peer's state."""
+        ...
+
+    def set_state(self, value: int) -> None:
+        """Set ours."""
+        ...
+
+    def ring(self, peer: int, vector: int) -> None:
+        """Interrupt the other."""
+        ...
+
+
 class ConsoleDriver:
     """The guest's console driver.
 
@@ -95,7 +114,7 @@ class ConsoleDriver:
     PARTS = ((0x200, 0x280, 0x2C0, 0x1000), (0x400, 0x480, 0x4C0, 0x6000))
     LENGTH = 0x400
 
-    def __init__(self, device: WireDevice) -> None:
+    def __init__(self, device: Side) -> None:
         self.device = device
         self.rw = device.rw
         self.queue_size = 0

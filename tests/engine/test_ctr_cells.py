@@ -29,15 +29,15 @@ class CellEngine(Engine):
 
     board: CellBoard
 
-    def words(self, name: str, *, tty: bool = False, detach: bool = False, port: int = 1) -> list[str]:
+    def words(self, name: str, *, tty: bool = False, detach: bool = False, port: int | str = 1) -> list[str]:
         options = (
             "--annotation", "org.runphi.backend=jailhouse",
-            "--annotation", f"org.runphi.console-port=port{port}",
+            "--annotation", f"org.runphi.console-port={port if isinstance(port, str) else f'port{port}'}",
         )  # fmt: skip
         env = {"INMATE": f"host:{self.board.image}"}
         return self.run_args(DEMO, name, tty=tty, detach=detach, env=env, options=options)
 
-    def cell(self, name: str, *, port: int = 1) -> pexpect.spawn:
+    def cell(self, name: str, *, port: int | str = 1) -> pexpect.spawn:
         """A cell on a terminal, at its prompt."""
         child = self.spawn(*self.words(name, tty=True, port=port))
         child.expect(BANNER)
@@ -136,6 +136,34 @@ def test_cells_side_by_side_outlive_their_supervisor(cells: CellEngine) -> None:
         say(child, f"still here {number}")
         child.send(b"exit 0\n")
         assert exit_code(child) == 0
+
+
+@pytest.mark.parametrize("port", ["con0", "shm0"])
+def test_a_console_in_shared_memory_outlives_the_supervisor(cells: CellEngine, port: str) -> None:
+    name = cells.name("cell")
+    child = cells.cell(name, port=port)
+    say(child, "both ways")
+    wait_until(lambda: cells.status(name) == "RUNNING", ANSWER, "a running cell")
+    old = cells.supervisor_pid()
+    assert old is not None
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: cells.supervisor_pid() not in (None, old), ANSWER, "a new supervisor")
+    say(child, "still both ways")
+    child.send(b"spam 2000\n")
+    child.expect(rb"line 0001999\r+\nline 0002000\r+\n> ")
+    child.send(b"exit 0\n")
+    assert exit_code(child) == 0
+
+
+def test_a_console_without_input_says_so(cells: CellEngine) -> None:
+    name = cells.name("cell")
+    child = cells.spawn(*cells.words(name, tty=True, port="virtual"))
+    child.expect(rb"runphi: this console is output only: the hypervisor's console takes no input\r+\n")
+    child.expect(BANNER)
+    state = json.loads(cells.runphi("--root", f"/run/containerd/runc/{cells.namespace}", "state", name).stdout)
+    assert state["annotations"]["org.runphi.console-input"] == "no"
+    cells.must("tasks", "kill", "-s", "SIGKILL", name)
+    assert exit_code(child) == 137
 
 
 def test_a_cell_that_somebody_destroys_ends_its_container(cells: CellEngine) -> None:

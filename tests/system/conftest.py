@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from runphi_async.install.tree import requirements
+from tests.system.overlay import Overlay
 from tests.system.place import ROOT, Place
 
 if TYPE_CHECKING:
@@ -36,3 +39,24 @@ def place(inmates_built: Path) -> Iterator[Place]:
 def backend(request: pytest.FixtureRequest) -> str:
     """For what must be the same with every backend."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheels of our dependencies; from here on no test needs a network."""
+    folder = tmp_path_factory.mktemp("wheels")
+    argv = ["/usr/bin/python3", "-m", "venv", str(folder / "venv")]
+    subprocess.run(argv, check=True, capture_output=True)
+    pip = [str(folder / "venv/bin/pip"), "download", "-q", "--only-binary", ":all:", "-d", str(folder)]
+    subprocess.run([*pip, *requirements(str(ROOT))], check=True, capture_output=True)
+    shutil.rmtree(folder / "venv")
+    return folder
+
+
+@pytest.fixture
+def machine() -> Iterator[Overlay]:
+    with Overlay() as made:
+        yield made
+        # a supervisor that ended took its file along
+        left = made.processes() if (made.merged / "run/runPHI/supervisor.pid").exists() else []
+    assert not left, f"processes left over: {left}"

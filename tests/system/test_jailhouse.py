@@ -37,9 +37,9 @@ pytestmark = [
 class CellPlace(Place):
     """A supervisor's world with a board."""
 
-    def __init__(self, board: CellBoard, settings: dict[str, Any]) -> None:
+    def __init__(self, board: CellBoard, settings: dict[str, Any], more: str = "") -> None:
         lines = [f"{key} = {json.dumps(value)}" for key, value in {**board.settings(), **settings}.items()]
-        super().__init__(board.image.parent, "[jailhouse]\n" + "\n".join(lines) + "\n")
+        super().__init__(board.image.parent, "[jailhouse]\n" + "\n".join(lines) + "\n" + more)
         self.board = board
         self.env["FAKE_JAILHOUSE"] = str(board.place.root)
 

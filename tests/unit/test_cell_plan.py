@@ -330,12 +330,36 @@ def test_a_console_in_shared_memory() -> None:
     found = plan(board, net="net0", **annotated(console_port="con0"))
     assert [(d.name, d.first_region, d.protocol) for d in found.cell.devices] == [("net0", 0, 1), ("con0", 4, 0x8003)]
     assert [chip.pins for chip in found.cell.chips] == [(141, 142)]
-    assert (found.cell.console.source, found.cell.console.input) == (Source.IVSHMEM, True)
+    console = found.cell.console
+    assert (console.source, console.input, console.pci, console.peer) == (Source.VIRTIO, True, "0001:00:02.0", 1)
     # both output sections are of no size
     assert [region.size for region in found.cell.regions[4:8]] == [0x1000, 0xF000, 0, 0]
-    assert "console 'con0': every place is taken; 'first' has 1" in refusal(
+    assert "console 'con0': it would not be alone there; 'first' has 1; delete that container" in refusal(
         board=board, held=holding(found), **annotated(console_port="con0")
     )
+    assert plan(board, **LINUX, **annotated(console_port="con0")).cell.cmdline == "console=hvc0"
+
+
+def test_a_byte_ring_needs_its_device_alone() -> None:
+    found = plan(**annotated(console_port="shm0"))
+    console = found.cell.console
+    assert (console.source, console.size, console.peer, console.pci) == (Source.IVSHMEM, 32 * KIB, 1, "0001:00:00.0")
+    assert any("a byte ring of 32 KiB, both ways" in line for line in found.explain)
+    assert "console 'shm0': it would not be alone there; 'first' has 1-2" in refusal(
+        held=holding(found), **annotated(console_port="shm0")
+    )
+    small = msgspec.structs.replace(QEMU.ivshmem[0], rw=Size(0))
+    assert "its read/write section has 0 bytes; a byte ring needs 4096" in refusal(
+        board=changed(QEMU, ivshmem=(small,)), **annotated(console_port="shm0")
+    )
+    assert "a Linux kernel has no console on a byte ring" in refusal(**LINUX, **annotated(console_port="shm0"))
+    assert QEMU.template.inmate is not None
+    usual = msgspec.structs.replace(QEMU.template.inmate, console="shm0")
+    board = changed(QEMU, template=msgspec.structs.replace(QEMU.template, inmate=usual))
+    assert plan(board).cell.console.source is Source.IVSHMEM
+    other = plan(board, held=holding(found))
+    assert other.cell.console.source is Source.VIRTUAL
+    assert any("('first' has shm0, the usual one)" in line for line in other.explain)
 
 
 def test_networks_are_taken_in_order_until_none_is_left() -> None:

@@ -186,6 +186,34 @@ async def test_what_is_not_ours_goes_to_runc(tmp_path: Path, verb: str) -> None:
     assert call.frames == [(wire.RUNC, b"/bin/true")]
 
 
+async def test_without_a_runc_an_ordinary_container_is_an_error_engines_can_read(tmp_path: Path) -> None:
+    launcher = Path(__file__).resolve().parents[2] / "bin" / "runphi"
+    (tmp_path / "runc").symlink_to(launcher)  # it is there, but it is ourselves
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "config.json").write_text('{"ociVersion": "1.0.2", "root": {"path": "rootfs"}}')
+    supervisor = Supervisor(Config(runc=str(tmp_path / "runc")), str(tmp_path))
+    log = tmp_path / "log.json"
+    words = ["--log", str(log), "--log-format", "json", "create", "--bundle", str(bundle), "c1"]
+    call = await answer(supervisor, *words)
+    assert call.status == 1
+    assert json.loads(log.read_text())["msg"].startswith("cannot run an ordinary container: there is no runc")
+
+
+async def test_the_docker_backend_makes_ordinary_containers(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "config.json").write_text(
+        '{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["x"], "env": ["LINUX=1"]}}'
+    )
+    for verb in ("create", "run"):
+        supervisor = Supervisor(Config(runc="/bin/true", backend="docker"), str(tmp_path))
+        call = await answer(supervisor, verb, "--bundle", str(bundle), "c1")
+        assert call.frames == [(wire.RUNC, b"/bin/true")]
+    call = await answer(supervisor, "plan", str(bundle))
+    assert "it asks for no partition" in call.said(wire.ERR)
+
+
 # Section: help
 
 

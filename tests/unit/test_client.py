@@ -303,11 +303,23 @@ def test_a_container_of_ours_does_not_go_to_runc(
     assert run(run_dir, "delete", "c1").returncode == 9  # another root: another container
 
 
-def test_a_runc_that_cannot_be_executed_is_said(run_dir: Path) -> None:
-    (run_dir / "runc").symlink_to("/nonexistent/runc")
+def test_a_runc_that_cannot_be_executed_is_said(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    supervisor.scripts.append(lambda session: session.send(wire.RUNC, b"/nonexistent/runc"))
     done = run(run_dir, "start", "c1")
     assert done.returncode == 1
     assert b"cannot run /nonexistent/runc" in done.stderr
+
+
+@pytest.mark.parametrize("known", ["/nonexistent/runc", RUNPHI, "link"])
+def test_a_runc_that_is_gone_or_has_become_ourselves_is_asked_for(
+    supervisor: FakeSupervisor, run_dir: Path, runc: Path, tmp_path: Path, known: str
+) -> None:
+    (tmp_path / "link").symlink_to(RUNPHI)
+    (run_dir / "runc").unlink()
+    (run_dir / "runc").symlink_to(tmp_path / "link" if known == "link" else known)
+    supervisor.scripts.append(lambda session: session.send(wire.RUNC, os.fsencode(runc)))
+    done = run(run_dir, "start", "c1")
+    assert (done.returncode, done.stdout) == (9, b"from runc\n")
 
 
 # Section: the init stub
@@ -395,7 +407,13 @@ def test_no_supervisor_and_none_can_be_started(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert b"cannot start the supervisor: no Python environment at" in done.stderr
-    assert b"quickstart" in done.stderr
+    assert b"configure -a once as root" in done.stderr
+    (tmp_path / "bin" / "quickstart").touch()
+    done = subprocess.run(
+        [tmp_path / "bin" / "runphi", "list"], env={"RUNPHI_RUN_DIR": str(tmp_path / "run")}, capture_output=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert b"bin/quickstart once as root" in done.stderr
 
 
 def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:

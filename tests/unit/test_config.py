@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runphi_async import config
+from runphi_async import config, realrunc
 from runphi_async.config import Config, Size
 from runphi_async.errors import ConfigError
 
@@ -123,11 +123,17 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_real_runc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
-    monkeypatch.setattr(config, "RUNC_CANDIDATES", tuple(map(str, paths)))
+    monkeypatch.setattr(realrunc, "CANDIDATES", tuple(map(str, paths)))
     assert Config().real_runc() is None
     paths[1].touch(0o755)
     assert Config().real_runc() == str(paths[1])
     assert Config(runc=str(paths[0])).real_runc() is None
+    # our own launcher under that name is passed over
+    paths[0].symlink_to(Path(__file__).parents[2] / "bin" / "runphi")
+    assert Config().real_runc() == str(paths[1])
+    assert Config(runc=str(paths[0])).real_runc() is None
+    (tmp_path / "a_vanilla").touch(0o755)
+    assert Config(runc=str(paths[0])).real_runc() == str(tmp_path / "a_vanilla")
 
 
 @pytest.mark.parametrize(

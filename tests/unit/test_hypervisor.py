@@ -222,3 +222,15 @@ def test_repetition_behind_lost_bytes_begins_within_a_line() -> None:
     assert repeated(texts("one", "two"), fresh) == 3
     assert repeated(texts("one", "two"), fresh[1:]) == 0
     assert repeated(texts("nothing"), fresh) == 0
+
+
+def test_cells_that_cannot_write_are_no_candidates() -> None:
+    mute: set[str] = set()
+    splitter = Splitter(lambda: mute)
+    splitter.running = {"one", "two"}
+    mute.add("two")  # only now somebody knows
+    (line,) = splitter.feed(b"hello\r\n")
+    assert line.cell == "one"
+    mute.add("three")
+    *_, last = splitter.feed(b'Started cell "three"\nhello\r\n')
+    assert last.cell == "one"

@@ -111,3 +111,72 @@ async def test_a_channel_in_its_memory_rings_and_is_rung(device: Path) -> None:
     await source.close()
     os.close(reader)
     os.close(writer)
+
+
+# Section: a directory that stands for a device
+
+
+@pytest.fixture
+def played(tmp_path: Path) -> Path:
+    """What the fake Jailhouse makes: a file for each map, and two FIFOs."""
+    folder = tmp_path / "uio0"
+    folder.mkdir()
+    for name, pages in MAPS[:3]:
+        (folder / name).write_bytes(bytes(pages * PAGE))
+    for fifo in ("stores", "interrupts"):
+        os.mkfifo(folder / fifo)
+    return folder
+
+
+def test_a_directory_is_a_device_too(played: Path) -> None:
+    hypervisor = os.open(played / "stores", os.O_RDONLY | os.O_NONBLOCK)
+    bells = os.open(played / "interrupts", os.O_RDWR | os.O_NONBLOCK)
+    device = ivshmem.UioDevice(str(played))
+    device.set_state(1)
+    device.ring(2, 0)
+    stores = os.read(hypervisor, 64)
+    assert stores == b"".join(
+        offset.to_bytes(4, "little") + value.to_bytes(4, "little")
+        for offset, value in ((0x08, 1), (0x10, 1), (0x0C, 2 << 16))
+    )
+    os.write(bells, b"\1\0\0\0")
+    device.answer()
+    assert os.read(hypervisor, 64) == stores[:8]  # interrupts are on again
+    with pytest.raises(BlockingIOError):
+        os.read(device.fileno(), 4)
+    device.close()
+    assert os.read(hypervisor, 64) == b""  # as the driver's release: whoever plays the hypervisor sees it
+    os.close(hypervisor)
+    os.close(bells)
+
+
+def test_a_register_takes_everything_also_when_nobody_plays_the_hypervisor(played: Path) -> None:
+    with pytest.raises(SourceError, match=r"cannot use .*/stores: No such device"):
+        ivshmem.UioDevice(str(played))
+    hypervisor = os.open(played / "stores", os.O_RDONLY | os.O_NONBLOCK)
+    device = ivshmem.UioDevice(str(played))
+    os.close(hypervisor)
+    device.set_state(1)
+    assert (played / "registers").read_bytes()[0x10] == 1
+    device.close()
+
+
+def test_the_state_table_can_be_watched_by_itself(device: Path, played: Path) -> None:
+    for path, file, at in (("/dev/uio0", device, PAGE), (str(played), played / "state_table", 0)):
+        table = ivshmem.StateTable(path)
+        assert table.state(2) == 0
+        with open(file, "r+b") as opened:
+            opened.seek(at + 8)
+            opened.write((3).to_bytes(4, "little"))
+        assert table.state(2) == 3
+        table.close()
+    assert ivshmem.place_of("/dev/uio0", "rw_section") == "/dev/uio0:2"
+    assert ivshmem.place_of(str(played), "rw_section") == f"{played}/rw_section"
+
+
+def test_a_device_is_found_by_its_pci_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ivshmem, "PCI", str(tmp_path))
+    with pytest.raises(SourceError, match=r"PCI device 0001:00:02\.0: bind it to uio_ivshmem .*ffc003 ffffff"):
+        ivshmem.find("0001:00:02.0")
+    (tmp_path / "0001:00:02.0" / "uio" / "uio3").mkdir(parents=True)
+    assert ivshmem.find("0001:00:02.0") == "/dev/uio3"

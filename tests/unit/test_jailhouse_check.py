@@ -166,6 +166,20 @@ def test_a_board_whose_memory_is_the_hypervisors() -> None:
     assert [finding.where for finding in findings] == ["root_cell.cpu_set", "root_cell.memory[0]"]
 
 
+def test_coloured_cells_may_share_a_range() -> None:
+    def coloured(name: str, colors: int) -> model.Cell:
+        cell = board.small_cell(name, (1,) if name == "one" else (2,))
+        ram = msgspec.structs.replace(cell.memory[0], flags=RAM | Mem.COLORED, colors=colors)
+        return changed(cell, memory=(ram, *cell.memory[1:]))
+
+    one = Named("one", coloured("one", 0b0011))
+    assert check.check_cell(coloured("two", 0b1100), others=(one,)) == []
+    assert "overlaps one's memory[0]" in only(check.check_cell(coloured("two", 0b0110), others=(one,))).words
+    found = only(check.check_cell(with_region(0, colors=3)))
+    assert (found.severity, found.where) == (Severity.WARNING, "memory[0]")
+    assert "has colours, but is not COLORED" in found.words
+
+
 def test_cells_beside_each_other() -> None:
     findings = check.check_cell(board.small_cell("demo"), ROOT, [Named("b.cell", board.small_cell("demo"))])
     assert [finding.where for finding in findings] == ["name", "cpu_set", "memory[0]"]

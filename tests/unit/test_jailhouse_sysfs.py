@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.base import Evidence
-from backends.jailhouse import ending, sysfs
+from backends.jailhouse import ending, firmware, sysfs
 from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.sysfs import CellSeen, View
 
@@ -138,3 +138,25 @@ def test_words_for_ends() -> None:
         134,
         "the guest broke out of its cell: the hypervisor stopped CPUs 1-2",
     )
+
+
+def test_remote_processors_are_read_where_the_hypervisor_shows_them(tmp_path: Path) -> None:
+    folder = tree(tmp_path, c1=("motor\n", "running\n", "\n", "\n"))
+    (tmp_path / "cells" / "1" / "rcpus_assigned_list").write_text("0-1\n")
+    assert sysfs.look(folder).cells == (CellSeen(1, "motor", "running", (), (), (0, 1)),)
+
+
+def test_a_cell_that_pause_has_destroyed_is_not_missed() -> None:
+    gone = View(True, True, (ROOT,))
+    assert ending.judge(Phase.AWAY, "motor", gone, asked=False) is None
+    assert ending.judge(Phase.STARTED, "motor", gone, asked=False) is Cause.VANISHED
+    assert ending.judge(Phase.STARTED, "motor", gone, asked=True) is None  # we are destroying it
+    assert ending.judge(Phase.AWAY, "motor", None, asked=False) is Cause.SILENT
+
+
+def test_the_link_of_an_image_has_a_name_that_the_tool_can_copy(tmp_path: Path) -> None:
+    names = {firmware.name_of(f"{tmp_path}/{record}") for record in ("a", "b" * 200, "a@2")}
+    assert len(names) == 3
+    assert max(map(len, names)) <= firmware.NAME_MAX
+    assert all(name.startswith(firmware.prefix(str(tmp_path))) for name in names)
+    assert firmware.name_of("/other/a") not in names

@@ -25,6 +25,7 @@ from tests.unit.test_shmem_source import Ear
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -309,3 +310,66 @@ async def test_only_uio_devices_can_be_one(path: str) -> None:
 async def test_a_missing_device_is_an_error() -> None:
     with pytest.raises(SourceError, match="cannot use /dev/uio987"):
         await on_uio("/dev/uio987").open(Ear())
+
+
+# Section: a supervisor that dies
+
+
+async def test_the_next_one_goes_on_with_the_queues(wire: Wire, tmp_path: Path) -> None:
+    memory = str(tmp_path / "console")
+    first, ear = VirtioConsole(lambda: wire.side(0), memory=memory), Ear()
+    driver = await up(wire, first, ear)
+    await driver.print(b"before")
+    first.write(b"typed")
+    # it dies: nobody says goodbye, and the driver of the root system resets our state
+    assert first._device is not None
+    first._loop.remove_reader(first._device.fileno())
+    assert first._timer is not None
+    first._timer.cancel()
+    first._device.close()
+    printing = asyncio.ensure_future(driver.print(b"meanwhile"))
+    second, later = VirtioConsole(lambda: wire.side(0), memory=memory), Ear()
+    await second.open(later)
+    await printing
+    assert (bytes(ear.data), bytes(later.data)) == (b"before", b"meanwhile")
+    assert driver.read() == b"typed"
+    assert second.write(b"more") == 4
+    assert driver.read() == b"more"
+    assert (later.said, second.violations) == ([], 0)
+    await second.close()
+
+
+@pytest.mark.parametrize(
+    "kept", [None, "", "{}", '{"queues": ["00"], "features": []}', '{"queues": [], "features": []}']
+)
+async def test_without_its_word_the_guest_has_to_begin_anew(wire: Wire, tmp_path: Path, kept: str | None) -> None:
+    memory = tmp_path / "console"
+    first, ear = VirtioConsole(lambda: wire.side(0)), Ear()
+    driver = await up(wire, first, ear)
+    assert first._device is not None
+    first._loop.remove_reader(first._device.fileno())
+    assert first._timer is not None
+    first._timer.cancel()
+    first._device.close()
+    if kept is not None:
+        memory.write_text(kept)
+    second = VirtioConsole(lambda: wire.side(0), memory=str(memory))
+    await second.open(ear)
+    assert ear.said == ["what the last supervisor knew of it is lost; the guest must start its driver again"]
+    assert second.write(b"x") == 0
+    await driver.probe()
+    await driver.print(b"again")
+    assert ear.data == b"again"
+    assert ear.said[1:] == ["back"]
+    assert memory.exists()
+    await second.close()
+
+
+async def test_a_reset_makes_what_was_kept_void(wire: Wire, tmp_path: Path) -> None:
+    memory = tmp_path / "console"
+    console, ear = VirtioConsole(lambda: wire.side(0), memory=str(memory)), Ear()
+    driver = await up(wire, console, ear)
+    assert memory.exists()
+    await driver.write_register(0x44, struct.pack("<I", 0))
+    assert not memory.exists()
+    await console.close()

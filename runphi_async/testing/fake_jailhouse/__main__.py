@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--cpus", type=int, default=4)
     on.add_argument("--pace", type=float, default=0, help="how slow calls are; 1: as recorded, 0: not at all")
     on.add_argument("--no-module", action="store_true")
+    on.add_argument("--dialect", choices=("mainline", "omnivisor"), default="mainline")
     words.add_parser("power-off", help="end every cell and remove the board's directory")
     words.add_parser("insmod", help="load the module")
     words.add_parser("rmmod", help="remove the module")
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 def _do(place: Place, given: argparse.Namespace) -> int:
     match given.word:
         case "power-on":
-            place.power_on(given.cpus)
+            place.power_on(given.cpus, given.dialect)
             place.set_pace(given.pace)
             if not given.no_module:
                 driver.insert(place)

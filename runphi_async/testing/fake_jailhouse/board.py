@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backends.jailhouse import codec
 from backends.jailhouse.model import (
+    PAGE,
     Arch,
     ArmPlatform,
     Cell,
@@ -20,6 +21,7 @@ from backends.jailhouse.model import (
     PciDevice,
     PciType,
     Protocol,
+    RcpuDevice,
     System,
     SystemFlag,
     bitmap,
@@ -80,22 +82,59 @@ def net_shmem(own: int) -> tuple[Memory, ...]:
     )
 
 
-def root_config(cpus: int = 4, *, virtual_console: bool = True) -> System:
-    """Return the system configuration."""
+#: A root system's end of a virtio console, and where the memory of such devices lies: nobody's RAM.
+BACK_END: Final = 0xC003
+CONSOLE_MEMORY: Final = 0x7FAC0000
+CONSOLE_SIZE: Final = 0x10000
+
+
+def console_shmem(number: int) -> tuple[Memory, ...]:
+    """Return the regions of virtio console ``number``; its output sections are of no size."""
+    base = CONSOLE_MEMORY + number * CONSOLE_SIZE
+    table = same(base, PAGE, Mem.READ)
+    return (table, same(base + PAGE, CONSOLE_SIZE - PAGE, Mem.READ | Mem.WRITE), Memory(), Memory())
+
+
+#: Remote processors of an Omnivisor board, and their own memory.
+RCPUS: Final = ("r5f_0", "r5f_1")
+TCM: Final = 0xFFE00000
+TCM_SIZE: Final = 0x100000
+
+
+def root_config(cpus: int = 4, *, virtual_console: bool = True, consoles: int = 0, dialect: str = "mainline") -> System:
+    """Return the system configuration.
+
+    :param consoles: virtio consoles beside the stock devices.
+    :param dialect: with the Omnivisor's, the board has two remote processors too.
+    """
+    remote: dict[str, Any] = {}
+    tcm: tuple[Memory, ...] = ()
+    if dialect == "omnivisor":
+        compatible = "xlnx,zynqmp-r5-remoteproc"
+        rcpus = tuple(RcpuDevice(number, name, compatible) for number, name in enumerate(RCPUS))
+        remote = {"rcpu_set": bitmap(range(len(RCPUS))), "rcpu_devices": rcpus}
+        tcm = (same(TCM, TCM_SIZE, Mem.READ | Mem.WRITE | Mem.EXECUTE),)
+    shared = [*demo_shmem(0, 0), *net_shmem(0)]
+    devices = [ivshmem(0, 0, 0, 3), ivshmem(1, 5, 0, 2, Protocol.VETH)]
+    for number in range(consoles):
+        devices.append(ivshmem(2 + number, len(shared), 0, 2, BACK_END))
+        shared += console_shmem(number)
     root = codec.new_cell(
         "qemu-arm64",
         Arch.ARM64,
+        dialect,
         vpci_irq_base=96,
         cpu_set=bitmap(range(cpus)),
         memory=(
-            *demo_shmem(0, 0),
-            *net_shmem(0),
+            *shared,
             same(0x09000000, 0x37000000, Mem.READ | Mem.WRITE | Mem.IO),
             same(0x40000000, END_OF_ROOT_RAM - 0x40000000, Mem.READ | Mem.WRITE | Mem.EXECUTE),
             same(0x4010000000, 0x10000000, Mem.READ | Mem.WRITE | Mem.IO),
+            *tcm,
         ),
+        **remote,
         irqchips=(Irqchip(_GIC, 0, 32, (0xFFFFFFFF,) * 4),),
-        pci_devices=(ivshmem(0, 0, 0, 3), ivshmem(1, 5, 0, 2, Protocol.VETH)),
+        pci_devices=tuple(devices),
     )
     return codec.new_system(
         root,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backends.jailhouse import codec, model
 from backends.jailhouse.model import CellFlag, System
-from runphi_async.testing.fake_jailhouse import inmates, link
+from runphi_async.testing.fake_jailhouse import hvc, inmates, link, vpci
 from runphi_async.testing.fake_jailhouse.place import start_time
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from runphi_async.testing.fake_jailhouse.tree import Tree
@@ -57,6 +57,8 @@ class CellProcess:
         assert not isinstance(config, System)
         self.config = config
         self.cpus = model.bits(config.cpu_set)
+        #: it runs on a remote processor, which no shutdown stops and whose guest cannot reach the cell's state
+        self._remote = bool(model.bits(config.rcpu_set))
         #: what arrives on the UART
         self.input: asyncio.Queue[bytes] = asyncio.Queue()
         #: messages to the guest
@@ -73,9 +75,13 @@ class CellProcess:
         self._answer: asyncio.Future[int] | None = None
         self._end = asyncio.Event()
         self._uart = _Uart(place, config.console.address) if config.console.type else None
+        self._sides: list[vpci.Side] = []
+        self._hvc: hvc.Hvc | None = None
+        self._mover: asyncio.Task[None] | None = None
 
     async def run(self, ready: int) -> None:
         """Listen until the cell is destroyed."""
+        self._sides = list(vpci.of_cell(self._place, self.config))
         pid = os.getpid()
         (self._place.run / f"{self._number}.pid").write_text(f"{pid} {start_time(pid)}\n")
         with link.address(self._place, self._number) as path:
@@ -92,6 +98,8 @@ class CellProcess:
                     await self._end.wait()
         await self._halt()
         server.close()
+        for side in self._sides:
+            side.close()
         if self._uart is not None:
             self._uart.close()
 
@@ -108,14 +116,17 @@ class CellProcess:
     async def _do(self, request: dict[str, Any]) -> Any:
         match request["do"]:
             case "halt":
-                await self._halt()
+                if not self._remote:
+                    await self._halt()
             case "start":
                 await self._halt()
                 self._show(RUNNING, [])
+                self._connect()
                 self.settled.clear()
                 self._guest = asyncio.create_task(self._run_guest())
             case "park":
-                await self._halt()
+                if not self._remote:
+                    await self._halt()
                 self._show(self._state if request["loadable"] else SHUT_DOWN, [])
             case "close":
                 await self._halt()
@@ -152,13 +163,23 @@ class CellProcess:
             self._ring.write(data)
         if self._uart is not None:
             self._uart.write(data)
+        if self._hvc is not None:
+            self._hvc.write(data)
+
+    async def flush(self) -> None:
+        """Wait until a console that waits for its reader has been read."""
+        if self._hvc is not None:
+            await self._hvc.flush()
 
     def set_state(self, state: int) -> None:
         """Write the state into the communication region, whatever it is."""
-        self._show(state, self._failed)
+        if not self._remote:
+            self._show(state, self._failed)
 
     def crash(self, cause: str, dump: str) -> None:
-        """Violate the cell's borders: the CPU is parked."""
+        """Violate the cell's borders: the CPU is parked. Nobody hears of a remote processor's fault."""
+        if self._remote:
+            return
         self._ring.write(f"{cause}\n{dump}\n")
         self.park(self.cpus[0] if self.cpus else 0)
 
@@ -180,7 +201,23 @@ class CellProcess:
         with contextlib.suppress(FileNotFoundError):  # the cell is being taken away
             self._tree.show_state(self._number, state, failed)
 
+    def _connect(self) -> None:
+        """The guest finds its devices as a reset has left them."""
+        self._hvc = hvc.console(self.config, self._sides, self.input.put_nowait)
+        if self._hvc is not None:
+            self._mover = asyncio.create_task(self._hvc.run())
+
+    async def _disconnect(self) -> None:
+        mover, self._mover, self._hvc = self._mover, None, None
+        if mover is not None:
+            mover.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await mover
+        for side in self._sides:
+            side.set_state(0)
+
     async def _halt(self) -> None:
+        await self._disconnect()
         guest, self._guest = self._guest, None
         if guest is not None:
             guest.cancel()
@@ -205,6 +242,11 @@ class CellProcess:
             return True
 
     async def _run_guest(self) -> None:
+        if self._remote:
+            path = self._place.run / f"{self._number}.rcpu"
+            program = path.read_bytes().partition(b"\0")[0] if path.exists() else b""
+            await inmates.run(self, program, "", self._place.run / f"{self._number}.image")
+            return
         base = self.config.cpu_reset_address
         program = self._memory(base, PROGRAM_MAX).partition(b"\0")[0]
         words = self._memory(base + COMMAND_LINE, COMMAND_LINE_MAX).partition(b"\0")[0]

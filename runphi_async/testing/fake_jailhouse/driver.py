@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backends.jailhouse import codec, layout, model
 from backends.jailhouse.model import Arch, CellFlag, Mem, PciType, System, SystemFlag
 from runphi_async.errors import CellError
-from runphi_async.testing.fake_jailhouse import link
+from runphi_async.testing.fake_jailhouse import link, rcpus, vpci
 from runphi_async.testing.fake_jailhouse.place import Errno, cpu_list
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from runphi_async.testing.fake_jailhouse.tree import Tree
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from runphi_async.testing.fake_jailhouse.place import Place
     from runphi_async.testing.fake_jailhouse.tool import Image, Target
 
-#: What the module was built for: mainline on arm64.
-DIALECT: Final = layout.MAINLINE
+#: What the module was built for, besides a dialect.
 ARCHITECTURE: Final = Arch.ARM64
 REVISION: Final = 14
 #: Messages to cells with an active communication region.
@@ -46,6 +45,7 @@ class Driver:
         self._ring = Ring(place)
         self._tree = Tree(place)
         self._state = place.state()
+        self._dialect = layout.DIALECTS[place.dialect]
 
     @property
     def _cells(self) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ class Driver:
 
     def _system(self, data: bytes) -> System:
         try:
-            config = codec.decode(data, DIALECT.name)
+            config = codec.decode(data, self._dialect.name)
         except CellError:
             raise Errno(EINVAL) from None
         assert isinstance(config, System)
@@ -114,11 +114,13 @@ class Driver:
             "enabled": True,
             "offlined": [],
             "pages": ROOT_PAGES,
-            "cells": [{"id": 0, "name": root.name, "cpus": cpus}],
+            "cells": [{"id": 0, "name": root.name, "cpus": cpus, "rcpus": list(model.bits(root.rcpu_set))}],
         }
         self._save()
+        vpci.show(self._place, root)
         self._tree.enabled(POOL, ROOT_PAGES)
         self._tree.add(0, root.name, cpus, None)
+        self._show_rcpus()
 
     def disable(self) -> None:
         """Destroy all cells, then let Linux have the machine back."""
@@ -135,6 +137,7 @@ class Driver:
         for cpu in self._root["cpus"]:
             self._ring.write(f" Releasing CPU {cpu}\n")
         self._ring.close()
+        vpci.hide(self._place)
         self._tree.disabled()
         self._state |= {"enabled": False, "cells": []}
         self._save()
@@ -144,7 +147,7 @@ class Driver:
 
     def create(self, data: bytes) -> None:
         """Make a cell."""
-        if len(data) < DIALECT.header_size or data[:5] != b"JHCLL":
+        if len(data) < self._dialect.header_size or data[:5] != b"JHCLL":
             self._refuse("Not a cell configuration")
         if int.from_bytes(data[6:8], "little") != REVISION:
             self._refuse("Configuration revision mismatch")
@@ -162,6 +165,7 @@ class Driver:
             raise Errno(EBUSY)
         taken = [cpu for cpu in sorted(cpus) if cpu in self._state["online"]]
         self._take(taken)
+        rcpus.take(self._place, self._root, model.bits(cell.rcpu_set))
         try:
             self._may_reconfigure(None)
             if codec.encoded_size(cell) > 16 * model.PAGE:
@@ -173,7 +177,7 @@ class Driver:
 
     def _cell(self, data: bytes) -> Cell:
         try:
-            config = codec.decode(data, DIALECT.name)
+            config = codec.decode(data, self._dialect.name)
         except CellError:
             # The real driver reads beyond the buffer, and the whole machine stands still without a word.
             self._place.hang_machine()
@@ -190,7 +194,9 @@ class Driver:
         self._state["pages"] += pages
         (self._place.run / f"{number}.cell").write_bytes(codec.encode(cell))
         record = {"id": number, "name": name, "cpus": cpus, "flags": int(flags), "loadable": False, "pages": pages}
+        record |= {"rcpus": list(model.bits(cell.rcpu_set)), "loaded": False}
         self._tree.add(number, name, cpus, self._root)
+        self._show_rcpus(record)
         link.spawn(self._place, number)
         self._tell_others(None)
         self._cells.append(record)
@@ -199,7 +205,7 @@ class Driver:
         self._pages("creation")
         self._place.dmesg(f'Created Jailhouse cell "{name}"')
 
-    def load(self, target: Target, images: Sequence[Image]) -> None:
+    def load(self, target: Target, images: Sequence[Image], remote: Sequence[rcpus.RcpuImage] = ()) -> None:
         """Make a cell loadable, which stops it, and write images into its memory; without images: shut it down."""
         record = self._manage(target)
         self._ask_to_stop(record)
@@ -208,6 +214,9 @@ class Driver:
             record["loadable"] = True
             self._save()
             self._ring.write(f'Cell "{record["name"]}" can be loaded\n')
+        for part in remote:
+            rcpus.load(self._place, record, part)
+        self._save()
         cell = self._config(record)
         for image in images:
             self._write(cell, image)
@@ -232,7 +241,7 @@ class Driver:
             memory.write(image.data)
 
     def _is_roots(self, start: int, size: int) -> bool:
-        system = codec.decode((self._place.run / "system.cell").read_bytes(), DIALECT.name)
+        system = codec.decode((self._place.run / "system.cell").read_bytes(), self._dialect.name)
         assert isinstance(system, System)
         at = start
         for region in sorted(system.root_cell.memory, key=lambda region: region.phys_start):
@@ -271,7 +280,9 @@ class Driver:
         self._cells.remove(record)
         self._root["cpus"] = sorted({*self._root["cpus"], *record["cpus"]})
         self._state["pages"] -= record["pages"]
+        rcpus.give_back(self._place, self._root, record)
         self._save()
+        self._show_rcpus()
         self._tree.remove(record["id"], record["cpus"], self._root)
 
     def happen(self, name: str, what: dict[str, Any]) -> None:
@@ -340,8 +351,14 @@ class Driver:
         with self._place.frozen():
             return bool(link.call(self._place, record["id"], "message", message=message))
 
+    def _show_rcpus(self, *others: dict[str, Any]) -> None:
+        """Show who has which remote processor; only the Omnivisor has files for that."""
+        if self._dialect is layout.OMNIVISOR:
+            for record in (self._root, *others):
+                self._tree.show_rcpus(record["id"], record["rcpus"])
+
     def _config(self, record: dict[str, Any]) -> Cell:
-        config = codec.decode((self._place.run / f"{record['id']}.cell").read_bytes(), DIALECT.name)
+        config = codec.decode((self._place.run / f"{record['id']}.cell").read_bytes(), self._dialect.name)
         assert not isinstance(config, System)
         return config
 
@@ -375,7 +392,7 @@ class Driver:
     def _configs(self) -> Iterable[tuple[str, Cell]]:
         if not self._state.get("enabled"):
             return
-        system = codec.decode((self._place.run / "system.cell").read_bytes(), DIALECT.name)
+        system = codec.decode((self._place.run / "system.cell").read_bytes(), self._dialect.name)
         assert isinstance(system, System)
         yield self._root["name"], system.root_cell
         for record in self._cells[1:]:

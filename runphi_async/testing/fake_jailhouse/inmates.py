@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import struct
 from asyncio.subprocess import PIPE, STDOUT
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,15 @@ Cell state before exception:
 def image(name: str) -> bytes:
     """Return the image of a program."""
     return f"#!fake:{name}\n".encode().ljust(IMAGE_SIZE, b"\0")
+
+
+def rcpu_image(program: bytes) -> bytes:
+    """Return a program as an ELF file for a Cortex-R, in the first bytes of its own memory."""
+    head = struct.pack(
+        "<16sHHIIIIIHHHHHH", b"\x7fELF\x01\x01\x01".ljust(16, b"\0"), 2, 40, 1, 0, 52, 0, 0, 52, 32, 1, 0, 0, 0
+    )
+    size = len(program) + 1
+    return head + struct.pack("<8I", 1, 84, 0, 0, size, size, 7, 4) + program + b"\0"
 
 
 async def run(cell: CellProcess, program: bytes, words: str, path: Path) -> None:
@@ -98,6 +108,7 @@ async def _script(guest: Guest, program: bytes, path: Path) -> None:
     try:
         while data := await process.stdout.read(4096):
             guest.cell.write(data.replace(b"\n", b"\r\n"))
+            await guest.cell.flush()
         status = await process.wait()
         if status < 0:
             guest.crash()
@@ -133,6 +144,7 @@ async def demo(guest: Guest) -> None:
             words = command.decode("utf-8", "replace").split()
             if words == ["exit"]:
                 guest.say("bye")
+                await guest.cell.flush()
                 guest.cell.set_state(2)
                 return
             if words == ["fail"]:

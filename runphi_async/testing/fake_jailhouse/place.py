@@ -53,15 +53,20 @@ class Place:
         self.pace = self.root / "pace"
         self.memory = self.root / "memory"
         self.uarts = self.root / "uart"
+        self.devices = self.root / "dev"
         self.run = self.root / "run"
 
     # Section: making and ending
 
-    def power_on(self, cpus: int = 4) -> None:
-        """Make the board: firmware and CPUs there, module not loaded."""
+    def power_on(self, cpus: int = 4, dialect: str = "mainline") -> None:
+        """Make the board: firmware and CPUs there, module not loaded.
+
+        :param dialect: whose Jailhouse it has: mainline's or the Omnivisor's.
+        """
         for folder in (self.cpu_dir, self.device.parent, self.firmware.parent, self.uarts, self.run, self.root / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         self.firmware.write_bytes(b"JHVISOR\0fake")
+        (self.run / "dialect").write_text(dialect)
         self.write_state({"cpus": cpus, "online": list(range(cpus)), "module": False})
         self.set_pace(0)
         rootsystem.show(self.root)
@@ -76,6 +81,14 @@ class Place:
         shutil.rmtree(self.root, ignore_errors=True)
 
     # Section: state
+
+    @property
+    def dialect(self) -> str:
+        """Whose Jailhouse the board has."""
+        try:
+            return (self.run / "dialect").read_text()
+        except FileNotFoundError:
+            return "mainline"
 
     @contextlib.contextmanager
     def mutex(self) -> Iterator[None]:

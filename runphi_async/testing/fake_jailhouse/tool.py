@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from runphi_async.testing.fake_jailhouse import rcpus
 from runphi_async.testing.fake_jailhouse.place import Errno, Place
 from runphi_async.testing.fake_jailhouse.ring import Reader
 
@@ -46,6 +47,9 @@ Available commands:
    config check [-h] SYSCONFIG [CELLCONFIG [CELLCONFIG ...]]
    hardware check{blank}
 """
+#: The fork that has remote processors, and its line for them. What it calls a mask it reads as a number.
+OMNIVISOR: Final = "omnivisor"
+RCPU_USAGE: Final = "             [-r | --rcpu RCPU_IMAGE_NAME RCPU_MASK] ...\n"
 #: Commands that the real tool hands to Python scripts, which the fake does not have.
 SCRIPTS: Final = (("cell", "linux"), ("config", "create"), ("config", "collect"), ("config", "check"))
 #: Seconds that a call took on the recorded board, from its start to its end: the middle of five rounds each.
@@ -93,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return Tool(Place(), list(argv)).run()
     except Usage:
-        sys.stdout.write(_usage(argv[0]))
+        sys.stdout.write(_usage(argv[0], Place().dialect))
         return 1
     except Exit as exc:
         if str(exc):
@@ -101,8 +105,12 @@ def main(argv: Sequence[str]) -> int:
         return exc.status
 
 
-def _usage(prog: str) -> str:
-    return USAGE.format(prog=os.path.basename(prog), blank=" ")
+def _usage(prog: str, dialect: str) -> str:
+    text = USAGE.format(prog=os.path.basename(prog), blank=" ")
+    if dialect != OMNIVISOR:
+        return text
+    text = text.replace("   cell create", "   memguard { CPU ID } period_us budget_mem event_type\n   cell create")
+    return text.replace("[-a | --address ADDRESS] ...\n", f"[-a | --address ADDRESS] ...\n{RCPU_USAGE}")
 
 
 class Tool:
@@ -124,7 +132,7 @@ class Tool:
         if command == "--version":
             sys.stdout.write(VERSION)
         elif command == "--help":
-            sys.stdout.write(_usage(argv[0]))
+            sys.stdout.write(_usage(argv[0], self._place.dialect))
         elif command == "enable":
             self._enable()
         elif command == "disable":
@@ -173,8 +181,14 @@ class Tool:
         target, rest = self._target()
         if not rest:
             raise Usage
+        remote: list[rcpus.RcpuImage] = []
+        if self._place.dialect == OMNIVISOR:
+            split = rcpus.parse(rest)
+            if split is None:
+                raise Usage
+            rest, remote = split
         images = _images(rest)
-        self._ioctl("cell load", "JAILHOUSE_CELL_LOAD", target, lambda driver: driver.load(target, images))
+        self._ioctl("cell load", "JAILHOUSE_CELL_LOAD", target, lambda driver: driver.load(target, images, remote))
 
     def _start(self) -> None:
         target = self._only_target()
@@ -195,10 +209,12 @@ class Tool:
         cells = self._place.sysfs / "cells"
         # Sorted as text, as the real one does: 0, 1, 10, 2.
         names = sorted(os.listdir(cells)) if cells.is_dir() else []
+        remote = self._place.dialect == OMNIVISOR
         if names:
-            sys.stdout.write(_row("ID", "Name", "State", "Assigned CPUs", "Failed CPUs"))
+            more = ("Assigned rCPUs",) if remote else ()
+            sys.stdout.write(_row("ID", "Name", "State", "Assigned CPUs", *more, "Failed CPUs"))
         for name in names:
-            files = ("name", "state", "cpus_assigned_list", "cpus_failed_list")
+            files = ("name", "state", "cpus_assigned_list", *(("rcpus_assigned_list",) * remote), "cpus_failed_list")
             content = (read_file(str(cells / name / file)) for file in files)
             columns = [text.decode("utf-8", "surrogateescape").removesuffix("\n") for text in content]
             sys.stdout.write(_row(name, *columns))
@@ -300,8 +316,8 @@ def _cut(name: str) -> str:
     return os.fsencode(name)[:NAME_MAX].decode("utf-8", "surrogateescape")
 
 
-def _row(number: str, name: str, state: str, assigned: str, failed: str) -> str:
-    return f"{number:<8}{name:<24}{state:<18}{assigned:<24}{failed:<24}\n"
+def _row(number: str, name: str, state: str, *lists: str) -> str:
+    return f"{number:<8}{name:<24}{state:<18}" + "".join(f"{text:<24}" for text in lists) + "\n"
 
 
 def _name_in(data: bytes) -> str:

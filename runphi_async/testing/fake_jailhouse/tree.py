@@ -97,6 +97,12 @@ class Tree:
         numbers = list(failed)
         self._put(folder, cpus_failed=_mask(numbers), cpus_failed_list=cpu_list(numbers) + "\n")
 
+    def show_rcpus(self, number: int, rcpus: Iterable[int]) -> None:
+        """Show the remote processors of a cell, and that it has no region of an FPGA."""
+        numbers, folder = list(rcpus), self._cells / str(number)
+        self._put(folder, rcpus_assigned=_mask(numbers), rcpus_assigned_list=cpu_list(numbers) + "\n")
+        self._put(folder, fpga_regions_assigned="0\n", fpga_regions_assigned_list="\n")
+
     def _show_cpus(self, folder: Path, cpus: Iterable[int]) -> None:
         numbers = list(cpus)
         self._put(folder, cpus_assigned=_mask(numbers), cpus_assigned_list=cpu_list(numbers) + "\n")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This machine, to be changed at will: an overlay on its root in a mount namespace, gone with the test.
+
+What was changed lies in one directory, so ``differences`` compares the whole machine file by file and cheaply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.system.place import ended
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: run in the new namespace; its mounts go with it. The kernel's file systems are the machine's own.
+_HOLD = """set -e
+mount -t tmpfs -o size=1g,mode=755 tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
+for each in proc sys dev; do mount --rbind "/$each" "$1/root/$each"; done
+mount -t tmpfs -o mode=1777 tmpfs "$1/root/tmp"
+mount -t tmpfs -o mode=755 tmpfs "$1/root/run"
+echo ready
+read -r _
+"""
+
+
+class Overlay:
+    """The machine in an overlay; a context manager."""
+
+    def __enter__(self) -> Overlay:
+        self.path = Path(tempfile.mkdtemp(prefix="rpo", dir="/tmp"))
+        argv = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _HOLD, "hold", str(self.path)]
+        self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != b"ready\n":
+            self.__exit__(None, None, None)
+            raise AssertionError("cannot make an overlay")
+        # everything is reached through the holder, whose namespace it is
+        self.merged = Path(f"/proc/{self._holder.pid}/root{self.path}/root")
+        self.upper = Path(f"/proc/{self._holder.pid}/root{self.path}/upper")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._holder.stdin is not None
+        assert self._holder.stdout is not None
+        while left := self.processes():  # a guardian may have started another supervisor
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                ended(pid)
+        self._holder.stdin.close()
+        self._holder.wait()
+        self._holder.stdout.close()
+        shutil.rmtree(self.path)
+
+    def processes(self) -> list[int]:
+        """Return the processes that live there: whoever is in the namespace, which nobody else can be in."""
+        space = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(OSError):
+                if pid != self._holder.pid and os.readlink(f"/proc/{pid}/ns/mnt") == space:
+                    found.append(pid)
+        return found
+
+    def command(self, *argv: str, env: dict[str, str] | None = None) -> list[str]:
+        """Return the command line that runs a command there, with this environment and no other."""
+        enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", "chroot", f"{self.path}/root"]
+        variables = [f"{name}={value}" for name, value in (env or {}).items()]
+        return [*enter, "/usr/bin/env", "-i", *variables, *argv]
+
+    def run(self, *argv: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command there. Its output goes to files: what it leaves behind must not make us wait."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            options = {"stdin": subprocess.DEVNULL, "check": False, "timeout": 300, "text": True, **more}
+            if "input" in options:
+                del options["stdin"]
+            done = subprocess.run(self.command(*argv, env=env), stdout=out, stderr=err, **options)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
+
+    def must(self, *argv: str, **more: Any) -> str:
+        """Run a command that must succeed; return what it printed."""
+        done = self.run(*argv, **more)
+        assert done.returncode == 0, (argv, done.stdout, done.stderr)
+        return done.stdout
+
+    def differences(self, *, but: tuple[str, ...] = ()) -> list[str]:
+        """Say what is not as on the machine, file by file.
+
+        :param but: files that are left out, with everything below them.
+        """
+        found = []
+        for folder, names, files in os.walk(self.upper):
+            for name in [*names, *files]:
+                changed = Path(folder) / name
+                path = "/" + str(changed.relative_to(self.upper))
+                if not any(path == each or path.startswith(each + "/") for each in but):
+                    found += [f"{path}: {what}" for what in _compare(Path(path), changed)]
+        return sorted(found)
+
+
+def _compare(old: Path, new: Path) -> list[str]:
+    after = new.lstat()
+    if stat.S_ISCHR(after.st_mode) and after.st_rdev == 0:
+        return ["is gone"]
+    if not os.path.lexists(old):
+        return ["is new"]
+    before = old.lstat()
+    fields = ("st_mode", "st_uid", "st_gid")
+    odd = [f"{field}: {getattr(before, field)} → {getattr(after, field)}" for field in fields
+           if getattr(before, field) != getattr(after, field)]  # fmt: skip
+    if new.is_symlink():
+        odd += [] if os.readlink(old) == os.readlink(new) else ["points elsewhere"]
+    elif new.is_file():
+        odd += [] if old.read_bytes() == new.read_bytes() else ["has other contents"]
+    return odd
