@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import bulk, channels, engine, logs, many, people, table, verbs
+from bench import bulk, channels, engine, logs, many, people, plain, table, verbs
 from bench.measure import BenchError
 from bench.place import Place
 from runphi_async.testing.containerd import CHECKOUT, EngineError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CASES: Final[dict[str, Callable[[Place], list[table.Row]]]] = {
     "verbs": verbs.run,
+    "plain": plain.run,
     "boot": engine.boot,
     "echo": engine.echo,
     "bulk": bulk.run,

@@ -77,8 +77,29 @@ apt_need() {
     export DEBIAN_FRONTEND=noninteractive
     attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
         apt-get -q update
+    case " ${missing[*]} " in *" docker.io "*) forbid_services ;; esac
     attempt "cannot install ${missing[*]}" "run: apt-get install ${missing[*]}" \
         apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 install "${missing[@]}"
+    allow_services
+}
+
+#: asked by Debian's packages before they start a daemon
+POLICY=/usr/sbin/policy-rc.d
+
+# forbid_services: let no package start its daemon: a dockerd nobody asked for would change firewall and bridges
+forbid_services() {
+    [ ! -e "$POLICY" ] || return 0
+    printf '#!/bin/sh\n# runphi: while packages are installed\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+    trap allow_services EXIT
+}
+
+# allow_services: take back what forbid_services did; a policy of somebody else stays
+allow_services() {
+    if grep -qsx '# runphi: while packages are installed' "$POLICY"; then
+        rm -f "$POLICY"
+        trap - EXIT
+    fi
 }
 
 # requirements EXTRA…: the dependencies named in pyproject.toml, one a line

@@ -129,7 +129,87 @@ def overlay_works(below: Path) -> bool:
     return works
 
 
-class PrivateContainerd:
+class PrivateEngine:
+    """What any engine of one's own leaves on the machine, and how it is found and taken away again.
+
+    :param store: directory for images and snapshots; may be kept from run to run.
+    :param run: directory for sockets and state; keep its path short, unix sockets allow 107 bytes.
+    :param namespace: name of the cgroup above the containers.
+    """
+
+    def __init__(self, store: Path, run: Path, namespace: str, *, env: Mapping[str, str] | None = None) -> None:
+        self.store, self.run, self.namespace = store, run, namespace
+        self.run_dir = run / "run"
+        self.env = {**PLAIN_ENV, "RUNPHI_RUN_DIR": str(self.run_dir), **(env or {})}
+
+    def supervisor_pid(self) -> int | None:
+        """Process id of the supervisor that serves this engine's containers."""
+        return listener_pid(self.run_dir / "supervisor.sock")
+
+    def clean(self) -> list[str]:
+        """Ends the supervisor and all that is left over; returns what was, beside the supervisor."""
+        pid = self.supervisor_pid()
+        if pid is not None:
+            stop_process(pid)
+        return [*self._end_processes(), *self._unmount(), *self._remove_cgroups()]
+
+    def processes(self) -> Iterator[tuple[int, str]]:
+        """Every process that belongs to this engine: by command line, environment, directory or open file."""
+        ours = {os.getpid(), os.getppid()}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) not in ours and self._belongs(entry):
+                with contextlib.suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    yield int(entry.name), b" ".join(words).decode(errors="replace").strip()
+
+    def _belongs(self, proc: Path) -> bool:
+        needle = os.fsencode(self.run) + b"/"
+        with contextlib.suppress(OSError):
+            if needle in (proc / "cmdline").read_bytes() or needle in (proc / "environ").read_bytes():
+                return True
+            links = [proc / "cwd", *(proc / "fd").iterdir()]
+            return any(_target(link).startswith(needle) for link in links)
+        return False
+
+    def _end_processes(self) -> list[str]:
+        # a shim or supervisor on its way out is not left over: only what outlives the deadline is
+        with contextlib.suppress(EngineError):
+            wait_until(lambda: not list(self.processes()), STOP_DEADLINE, "the last processes")
+            return []
+        left = []
+        for pid, words in self.processes():
+            left.append(f"process {pid}: {words}")
+            stop_process(pid, 2.0)
+        return left
+
+    def _unmount(self) -> list[str]:
+        left = []
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            point = line.split()[1]
+            if point.startswith((f"{self.run}/", f"{self.store}/")):
+                left.append(f"mount {point}")
+                subprocess.run(["umount", "-l", point], capture_output=True, check=False)
+        return left
+
+    def cgroups(self) -> list[Path]:
+        """The directories of this engine's containers in every cgroup hierarchy."""
+        base = Path("/sys/fs/cgroup")
+        tops = [base / self.namespace, *(top / self.namespace for top in base.iterdir() if top.is_dir())]
+        return [child for top in tops if top.is_dir() for child in top.iterdir() if child.is_dir()]
+
+    def _remove_cgroups(self) -> list[str]:
+        left = self.cgroups()
+        for group in left:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        base = Path("/sys/fs/cgroup")
+        for top in [base, *base.iterdir()]:
+            with contextlib.suppress(OSError):
+                (top / self.namespace).rmdir()
+        return [f"cgroup {group}" for group in left]
+
+
+class PrivateContainerd(PrivateEngine):
     """One containerd process and all that belongs to it.
 
     :param store: directory for images and snapshots; may be kept from run to run.
@@ -138,11 +218,9 @@ class PrivateContainerd:
     """
 
     def __init__(self, store: Path, run: Path, namespace: str, *, env: Mapping[str, str] | None = None) -> None:
-        self.store, self.run, self.namespace = store, run, namespace
+        super().__init__(store, run, namespace, env=env)
         self.socket = run / "containerd.sock"
         self.log = run / "containerd.log"
-        self.run_dir = run / "run"
-        self.env = {**PLAIN_ENV, "RUNPHI_RUN_DIR": str(self.run_dir), **(env or {})}
         self.snapshotter = "overlayfs"
         #: the command that runs containerd, in front of its own words
         self.launcher: tuple[str, ...] = ()
@@ -256,10 +334,6 @@ class PrivateContainerd:
                 self._process.wait()
         self._process = None
 
-    def supervisor_pid(self) -> int | None:
-        """Process id of the supervisor that serves this engine's containers."""
-        return listener_pid(self.run_dir / "supervisor.sock")
-
     def stop(self) -> list[str]:
         """Removes the containers, ends containerd and the supervisor; returns what is left over all the same.
 
@@ -268,70 +342,12 @@ class PrivateContainerd:
         if self.pid is not None:
             self.remove_containers()
         self.halt()
-        pid = self.supervisor_pid()
-        if pid is not None:
-            stop_process(pid)
-        left = [*self._end_processes(), *self._unmount(), *self._remove_cgroups()]
+        left = self.clean()
         runc_root = Path("/run/containerd/runc", self.namespace)
         if runc_root.is_dir():
             left += [f"state of container {entry.name} in {runc_root}" for entry in runc_root.iterdir()]
             shutil.rmtree(runc_root, ignore_errors=True)
         return left
-
-    def processes(self) -> Iterator[tuple[int, str]]:
-        """Every process that belongs to this engine: by command line, environment, directory or open file."""
-        ours = {os.getpid(), os.getppid()}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) not in ours and self._belongs(entry):
-                with contextlib.suppress(OSError):
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    yield int(entry.name), b" ".join(words).decode(errors="replace").strip()
-
-    def _belongs(self, proc: Path) -> bool:
-        needle = os.fsencode(self.run) + b"/"
-        with contextlib.suppress(OSError):
-            if needle in (proc / "cmdline").read_bytes() or needle in (proc / "environ").read_bytes():
-                return True
-            links = [proc / "cwd", *(proc / "fd").iterdir()]
-            return any(_target(link).startswith(needle) for link in links)
-        return False
-
-    def _end_processes(self) -> list[str]:
-        # a shim or supervisor on its way out is not left over: only what outlives the deadline is
-        with contextlib.suppress(EngineError):
-            wait_until(lambda: not list(self.processes()), STOP_DEADLINE, "the last processes")
-            return []
-        left = []
-        for pid, words in self.processes():
-            left.append(f"process {pid}: {words}")
-            stop_process(pid, 2.0)
-        return left
-
-    def _unmount(self) -> list[str]:
-        left = []
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-            point = line.split()[1]
-            if point.startswith((f"{self.run}/", f"{self.store}/")):
-                left.append(f"mount {point}")
-                subprocess.run(["umount", "-l", point], capture_output=True, check=False)
-        return left
-
-    def cgroups(self) -> list[Path]:
-        """The directories of this engine's containers in every cgroup hierarchy."""
-        base = Path("/sys/fs/cgroup")
-        tops = [base / self.namespace, *(top / self.namespace for top in base.iterdir() if top.is_dir())]
-        return [child for top in tops if top.is_dir() for child in top.iterdir() if child.is_dir()]
-
-    def _remove_cgroups(self) -> list[str]:
-        left = self.cgroups()
-        for group in left:
-            with contextlib.suppress(OSError):
-                group.rmdir()
-        base = Path("/sys/fs/cgroup")
-        for top in [base, *base.iterdir()]:
-            with contextlib.suppress(OSError):
-                (top / self.namespace).rmdir()
-        return [f"cgroup {group}" for group in left]
 
 
 def _target(link: Path) -> bytes:

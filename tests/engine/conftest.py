@@ -10,16 +10,22 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from runphi_async.testing.containerd import CHECKOUT
+from tests.engine.docker import Docker
 from tests.engine.harness import LINUX_GUEST, PLAIN_RUNC, PLAIN_RUNPHI, Engine, Runtime
+from tests.engine.podman import Podman
 from tests.engine.pods import PodEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.engine.cli import CommandLine
+
+AnyCommandLine = TypeVar("AnyCommandLine", Podman, Docker)
 
 #: size of the image that must not be copied into the guest's memory
 LARGE_MIB = 200
@@ -88,7 +94,7 @@ def engine(containerd: Engine) -> Iterator[Engine]:
     settle(containerd)
 
 
-def settle(engine: Engine) -> None:
+def settle(engine: Engine | CommandLine) -> None:
     """Removes a test's containers; fails it when a process or a cgroup stays all the same."""
     engine.sweep()
     deadline = time.monotonic() + SETTLE
@@ -103,6 +109,58 @@ def settle(engine: Engine) -> None:
             with contextlib.suppress(OSError):
                 group.rmdir()
     assert not left, "left over after the test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def podmans(place: Path, images: list[Path]) -> Iterator[Podman]:
+    """The session's podman; fails the session when anything outlives it."""
+    yield from session(Podman, place, images)
+
+
+@pytest.fixture(scope="session")
+def dockerd(place: Path, images: list[Path]) -> Iterator[Docker]:
+    """The session's dockerd; fails the session when anything outlives it."""
+    yield from session(Docker, place, images)
+
+
+@pytest.fixture
+def podman(podmans: Podman) -> Iterator[Podman]:
+    """The session's podman for one test, which must not leave a process or a cgroup behind."""
+    yield podmans
+    settle(podmans)
+
+
+@pytest.fixture
+def docker(dockerd: Docker) -> Iterator[Docker]:
+    """The session's dockerd for one test, which must not leave a process or a cgroup behind."""
+    yield dockerd
+    settle(dockerd)
+
+
+@pytest.fixture(params=["podman", "docker"])
+def cli(request: pytest.FixtureRequest) -> CommandLine:
+    """Each engine with docker's command line in turn."""
+    engine: CommandLine = request.getfixturevalue(request.param)
+    return engine
+
+
+def session(kind: type[AnyCommandLine], place: Path, images: list[Path]) -> Iterator[AnyCommandLine]:
+    """Starts an engine and stops it."""
+    name = kind.__name__.lower()
+    if os.geteuid() != 0:
+        pytest.skip(f"{name} needs root")
+    if shutil.which(kind.daemon) is None:
+        pytest.skip(f"{kind.daemon} is not installed: bin/test installs it")
+    config = place / f"{name}.toml"
+    config.write_text(f'[log]\ndir = "{place}/{name}-log"\n')
+    short = place / name[0]
+    engine = kind(short / "s", short / "r", f"rp{name[0]}{os.getpid()}", env={"RUNPHI_CONFIG": str(config)})
+    try:
+        engine.start([path for path in images if path.stem in ("busybox", "demo")])
+        yield engine
+    finally:
+        left = engine.stop()
+    assert not left, "left over after the session:\n" + "\n".join(left)
 
 
 @pytest.fixture(params=[PLAIN_RUNC, LINUX_GUEST], ids=lambda runtime: str(runtime.name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.engine.harness import BUSYBOX, exit_code
+from runphi_async.testing.containerd import wait_until
+from tests.engine.harness import ANSWER, BUSYBOX, exit_code
 
 if TYPE_CHECKING:
     from tests.engine.harness import Engine, Runtime
@@ -28,6 +29,7 @@ def test_exec_pause_ps_and_kill(engine: Engine, plain: Runtime) -> None:
     engine.must("tasks", "resume", name)
     assert len(engine.must("tasks", "ps", name).splitlines()) == 2
     engine.must("tasks", "kill", "-s", "KILL", name)
+    wait_until(lambda: engine.status(name) == "STOPPED", ANSWER, "the container's end")
     assert engine.delete_task(name) == 137
 
 
