@@ -107,7 +107,7 @@ def test_the_guests_own_file_systems_and_flags(place: Place) -> None:
     (tools / "run").write_text("#!/bin/sh\necho ran\n")
     (tools / "run").chmod(0o755)
     script = """
-    exec 2>&1
+    exec 2>&1; echo interfaces $(ls /sys/class/net); ip -o addr show dev lo
     grep -E ' (/tools|/cache|/seeded|/run|/dev/shm|/sys|/sys/fs/cgroup|/var/deep) ' /proc/mounts
     /tools/run; echo code $?
     df -k /cache | tail -n 1 | awk '{print "size", $2}'
@@ -123,7 +123,9 @@ def test_the_guests_own_file_systems_and_flags(place: Place) -> None:
         bind(tools, "/var/deep", "ro"),
         bind(tools, "/linked/here", "ro"),
     ]
-    bundle = linux_bundle(place, "c1", script, mounts=wanted, root={"path": "rootfs", "readonly": True})
+    root = {"path": "rootfs", "readonly": True}
+    private = {"namespaces": [{"type": "network"}]}
+    bundle = linux_bundle(place, "c1", script, mounts=wanted, root=root, linux=private)
     rootfs = bundle / "rootfs"
     (rootfs / "seeded").mkdir()
     (rootfs / "seeded" / "file").write_text("seed\n")
@@ -136,6 +138,8 @@ def test_the_guests_own_file_systems_and_flags(place: Place) -> None:
     assert c.created == 0, c.error
     c.must("start")
     said = c.rest().decode()
+    assert "interfaces lo\n" in said  # nothing was plugged into its namespace
+    assert "127.0.0.1/8" in said
     table = {line.split()[1]: line.split() for line in said.splitlines() if line.count(" ") == 5}
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(table["/tools"][3].split(",")), said
     assert table["/cache"][2] == "tmpfs"
