@@ -94,11 +94,14 @@ class Inheritance(NamedTuple):
     :ivar events: FIFO of the VMM's events.
     :ivar control: FIFO of the guest's control port.
     :ivar extra: further ones for the VMM, as descriptors 10, 11, …
+    :ivar network: path of the network namespace that stub and VMM are to join, where the driver made it or holds it;
+        "": as config.json says.
     """
 
     events: int
     control: int
     extra: tuple[int, ...]
+    network: str = ""
 
 
 def _unnoted(kind: str, **data: object) -> None:

@@ -24,7 +24,7 @@ RUN_PACKAGES=(
 #: what the tests need beside that
 # shellcheck disable=SC2034 # bin/test uses it
 TEST_PACKAGES=(
-    socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git
+    socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git netavark aardvark-dns
     device-tree-compiler libc6-dev-arm64-cross
 )
 
@@ -138,10 +138,9 @@ need_venv() {
     done
 }
 
-# need_guest: unpack the guest kernel and build the initrd unless they are there already
+# need_guest: unpack the guest kernel and build the initrd unless they are there already and of this checkout
 need_guest() {
-    if [ ! -s "$GUEST_DIR/vmlinux" ] || [ ! -s "$GUEST_DIR/initrd" ] ||
-        [ ! -s "$GUEST_DIR/initrd-xen" ]; then
+    if ! "$CHECKOUT/bin/prepare-guest" --check; then
         need_root
         step "preparing the guest kernel in $GUEST_DIR (once)"
         "$CHECKOUT/bin/prepare-guest" || die "cannot prepare the guest kernel" "run $CHECKOUT/bin/prepare-guest to see why"

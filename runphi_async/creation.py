@@ -28,7 +28,7 @@ from runphi_async.hooks import run_hooks
 from runphi_async.oci import spec as oci
 from runphi_async.oci.state import State, timestamp
 from runphi_async.partition import bootconfig, channels, conf, podannotations, request
-from runphi_async.partition.guest import guest_spec
+from runphi_async.partition.guest import guest_spec, network
 from runphi_async.partition.spec import GuestKind
 from runphi_async.processes import Process, children, rank_for_memory
 from runphi_async.store import Record, boot_id, check_id, write_atomically
@@ -115,14 +115,6 @@ def limits(spec: oci.Spec, overhead: int) -> Limits:
         cpuset_cpus=cpu.cpus if cpu is not None else "",
         cpuset_mems=cpu.mems if cpu is not None else "",
     )
-
-
-def network(spec: oci.Spec) -> str | None:
-    """Return the network namespace for the stub, as ``stub.command`` wants it."""
-    for namespace in spec.linux.namespaces if spec.linux is not None else ():
-        if namespace.type == "network":
-            return namespace.path
-    return None
 
 
 class Creation:
@@ -345,7 +337,7 @@ class Creation:
         if not driver.command:
             assert len(fds) == stub.STDIN_KEPT, "there is no VMM that could want more"
             fds.append(lifeline.stdio[0])
-        argv = stub.command(driver.command, network(self._spec))
+        argv = stub.command(driver.command, inherited.network or network(self._spec))
         try:
             pid = await self._call.spawn(guest.directory, argv, fds)
         finally:

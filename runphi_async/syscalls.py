@@ -2,8 +2,9 @@
 """The system calls Python 3.11 has no function for; each raises OSError as the `os` module does.
 
 `pidfd_getfd` takes a container's file descriptors back from its init stub after a restart of the supervisor,
-`openat2` resolves paths inside an image's root filesystem, `punch_hole` gives journal space back. Not for
-the thin client: importing ctypes costs milliseconds.
+`openat2` resolves paths inside an image's root filesystem, `punch_hole` gives journal space back; `setns`, `unshare`
+and `mount` are for threads that live in namespaces of their own (`namespaces.py`). Not for the thin client: importing
+ctypes costs milliseconds.
 """
 
 from __future__ import annotations
@@ -25,6 +26,19 @@ RESOLVE_IN_ROOT: Final = 0x10
 #: close_range: mark for close at exec instead
 CLOSE_RANGE_CLOEXEC: Final = 0x04
 
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
+
 #: the largest file descriptor number close_range knows
 FD_MAX: Final = 0xFFFFFFFF
 
@@ -38,6 +52,7 @@ _syscall.restype = ctypes.c_long
 _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _fallocate.restype = ctypes.c_int
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
 class _OpenHow(ctypes.Structure):
@@ -72,6 +87,21 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 def close_range(first: int, last: int = FD_MAX, flags: int = 0) -> None:
     """Close every file descriptor from `first` to `last`, or mark them with CLOSE_RANGE_CLOEXEC."""
     _checked(_syscall(ctypes.c_long(_SYS_CLOSE_RANGE), *map(ctypes.c_ulong, (first, last, flags))))
+
+
+def setns(fd: int, kind: int) -> None:
+    """Move this thread into a namespace."""
+    _checked(_libc.setns(fd, kind))
+
+
+def unshare(kinds: int) -> None:
+    """Give this thread namespaces of its own."""
+    _checked(_libc.unshare(kinds))
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    """Mount, or change a mount; see mount(2)."""
+    _checked(_libc.mount(_encoded(source), _encoded(target), _encoded(kind), flags, _encoded(data)), target)
 
 
 def _encoded(path: str) -> bytes:

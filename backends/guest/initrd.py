@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from runphi_async.partition.mounts import GuestMount
     from runphi_async.partition.spec import ProcessSpec
 
 #: what the guest's init reads
@@ -57,31 +58,45 @@ def archive(entries: Iterable[Entry]) -> bytes:
     return _pad(b"".join(records), BLOCK)
 
 
-def base_initrd(modules: Iterable[Path], init: bytes) -> bytes:
+def base_initrd(modules: Iterable[Path], init: bytes, net: Iterable[Path] = ()) -> bytes:
     """Return the part that is the same for every container.
 
     :param modules: kernel modules in the order they are to be loaded.
     :param init: the static executable that becomes the guest's first process.
+    :param net: modules that only a guest with a network loads.
     """
     entries = [
         *(Entry(name, stat.S_IFDIR | 0o755) for name in ("dev", "modules", "proc", "rootfs", "sys")),
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         Entry("init", stat.S_IFREG | 0o755, init),
     ]
-    order = []
-    for module in modules:
-        name = f"modules/{module.name}"
-        entries.append(Entry(name, stat.S_IFREG | 0o644, module.read_bytes()))
-        order.append(f"/{name}\n")
-    entries.append(Entry("modules.order", stat.S_IFREG | 0o644, "".join(order).encode()))
+    held: set[str] = set()
+    for listed, group in (("modules.order", modules), ("modules.net", net)):
+        order = []
+        for module in group:
+            name = f"modules/{module.name}"
+            if name not in held:
+                held.add(name)
+                entries.append(Entry(name, stat.S_IFREG | 0o644, module.read_bytes()))
+                order.append(f"/{name}\n")
+        entries.append(Entry(listed, stat.S_IFREG | 0o644, "".join(order).encode()))
     return archive(entries)
 
 
-def container_conf(process: ProcessSpec, *, readonly: bool = False, rootfs: str = "virtiofs") -> bytes:
+def container_conf(
+    process: ProcessSpec,
+    *,
+    readonly: bool = False,
+    rootfs: str = "share",
+    mounts: Iterable[GuestMount] | None = None,
+    net: bool = False,
+) -> bytes:
     """Return the configuration file of one container: NUL-terminated records ``key=value``.
 
     :param readonly: mount the image's rootfs read-only.
-    :param rootfs: how the guest gets it: "virtiofs", "ramdisk" or "disk".
+    :param rootfs: how the guest gets it: "share", "ramdisk" or "disk".
+    :param mounts: the container's mounts; None: those that every container has.
+    :param net: the host will tell on the control port what the interfaces are like.
     :raises SpecError: when a value holds a NUL, which no process could be given anyway.
     """
     found = [
@@ -97,8 +112,13 @@ def container_conf(process: ProcessSpec, *, readonly: bool = False, rootfs: str 
         ("readonly", str(int(readonly))),
         *(("rlimit", f"{limit.type}:{limit.soft}:{limit.hard}") for limit in process.rlimits),
     ]
-    if rootfs != "virtiofs":
+    if rootfs != "share":
         found.append(("rootfs", rootfs))
+    if mounts is not None:
+        found.append(("own-mounts", "1"))
+        found += [("mount", f"{m.flags} {m.type} {m.source} {m.data} {m.destination}") for m in mounts]
+    if net:
+        found.append(("net", "1"))
     if process.hostname:
         found.append(("hostname", process.hostname))
     if process.umask is not None:

@@ -19,7 +19,7 @@ from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import CellPlan, Chip, JailhousePlan, Region, SharedDevice, Source
 from runphi_async.errors import PlanError
 from runphi_async.partition import board as boards
-from runphi_async.partition import ranges
+from runphi_async.partition import mounts, ranges
 from runphi_async.partition.claims import Claim, Kind, Owner, holders, refuse, taken
 from runphi_async.partition.ranges import Range
 
@@ -88,6 +88,7 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
         channels.part,
     )
     tail = end_helper(spec, facts, joined, parts)
+    mounted = mounts.decide(spec, shares=False)
     cell = CellPlan(
         name=head.name,
         board=facts.board.name,
@@ -118,7 +119,7 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
         files={**cellfile.artefacts(spec.id, cell), **_tree(facts, cell)},
         channels=spec.channels,
         console=spec.console,
-        explain=(*head.explain, *(line for part in parts for line in part.explain), *tail.explain),
+        explain=(*head.explain, *(line for part in parts for line in part.explain), *mounted.explain, *tail.explain),
         cell=cell,
         claims=tail.claims,
         initrd=(facts.initrd or "") if booting.conf else "",

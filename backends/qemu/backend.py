@@ -15,6 +15,7 @@ from backends.qemu import accel
 from backends.qemu import plan as planning
 from backends.qemu.driver import QMP_FD, Memory, QemuDriver
 from backends.qemu.virtiofs import Share
+from runphi_async import nic
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class QemuBackend:
             if not os.access(path, os.R_OK):
                 text = f"cannot run Linux guests (LINUX=1): no {what} at {path}"
                 absent.append(Finding(Level.WARNING, self.name, text, mend))
+        obstacle = nic.obstacle()
+        if obstacle:
+            absent.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))
         return absent
 
     async def _accelerator(self, binaries: dict[str, str]) -> accel.Accel:
@@ -123,7 +127,15 @@ class QemuBackend:
 def _memory(plan: PartitionPlan) -> Memory:
     share = Share(plan.virtiofs) if plan.virtiofs else None
     console = next((channel for channel in plan.channels if channel.name == plan.console), None)
-    return Memory(kind=plan.kind, arch=plan.arch, vcpus=plan.vcpus, pins=plan.pins, share=share, console=console)
+    return Memory(
+        kind=plan.kind,
+        arch=plan.arch,
+        vcpus=plan.vcpus,
+        pins=plan.pins,
+        share=share,
+        console=console,
+        net=bool(plan.macs),
+    )
 
 
 def backend(config: Config, run_dir: str) -> QemuBackend:

@@ -16,6 +16,7 @@ import msgspec
 from backends.base import Evidence, Inheritance, Told, Verdict
 from backends.qemu import comm, exitcode, virtiofs
 from backends.qemu.monitor import Monitor
+from backends.qemu.nics import Nics
 from consoles import shmfiles
 from consoles.sources.fifo import LineChannel, open_fifo
 from runphi_async import stub
@@ -50,6 +51,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     share: virtiofs.Share | None = None
     #: the channel that is the console
     console: Channel | None = None
+    #: it has interfaces
+    net: bool = False
 
 
 class QemuDriver:
@@ -62,6 +65,7 @@ class QemuDriver:
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
         self._share = virtiofs.Server(virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
+        self._nics = Nics(directory) if memory.net else None
         self._monitor = Monitor(self._dir_fd)
         self._listener: socket.socket | None = None
         self._fds: dict[str, int] = {}
@@ -92,8 +96,10 @@ class QemuDriver:
         os.write(self._fds["ev.in"], _CAPABILITIES)
         await asyncio.to_thread(self._make_channels, self._plan)
         self._listener = self._monitor.listen()
+        if self._nics is not None:
+            await asyncio.to_thread(self._nics.make, self._plan.netns or "", self._plan.macs)
         if self._share is not None and self._plan.virtiofs is not None:
-            await self._share.start(self._plan.virtiofs)
+            await asyncio.to_thread(self._share.start, self._plan.virtiofs, self._plan.binds)
 
     def _make_channels(self, plan: PartitionPlan) -> None:
         for channel in plan.channels:
@@ -113,7 +119,9 @@ class QemuDriver:
     def inheritance(self) -> Inheritance:
         """Return the event and control FIFOs and the QMP socket."""
         assert self._listener is not None
-        return Inheritance(self._fds["ev.out"], self._fds["ctl.out"], (self._listener.fileno(),))
+        taps, network = (self._nics.fds, self._nics.network) if self._nics is not None else ((), "")
+        extra = (self._listener.fileno(), *taps)
+        return Inheritance(self._fds["ev.out"], self._fds["ctl.out"], extra, network)
 
     def console(self) -> Source | None:
         """Return the channel that is the console; None: QEMU's chardev ``pipe`` is the FIFO pair."""
@@ -132,6 +140,8 @@ class QemuDriver:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if self._nics is not None:
+            self._nics.handed_over()
         self._listen("ev", self._on_event)
         self._listen("ctl", self._on_control)
         self._monitor.connect_soon()
@@ -207,15 +217,22 @@ class QemuDriver:
         if stub.read_status(self._directory) is not None or self._hold_vmm() is None:
             asyncio.get_running_loop().call_soon(self._ended)
             return None
+        if self._nics is not None:
+            await asyncio.to_thread(self._nics.take_up, stub.read_pid(self._directory))
         state = await self._monitor.execute("query-status")
         return isinstance(state, dict) and state.get("status") not in ("prelaunch", "inmigrate")
 
     # Section: driving it
 
     async def start(self) -> None:
-        """Pin the vCPUs and let them run."""
+        """Pin the vCPUs, connect the guest to the container's interfaces and let it run."""
         if self._memory.pins:
             await self._pin()
+        if self._nics is not None:
+            lines = await asyncio.to_thread(self._nics.connect)
+            if self._memory.kind is GuestKind.LINUX:
+                for line in (*lines, "net-done"):
+                    self._tell(line)
         await self._monitor.execute("cont")
         self._hold_vmm()
 
@@ -332,10 +349,17 @@ class QemuDriver:
         if self._vmm is not None:
             self._vmm.close()
         if self._share is not None:
-            await self._share.stop()
+            await asyncio.to_thread(self._share.stop)
+        if self._nics is not None:
+            await asyncio.to_thread(self._remove_nics, self._nics)
         if self._dir_fd >= 0:
             os.close(self._dir_fd)
             self._dir_fd = -1
+
+    @staticmethod
+    def _remove_nics(nics: Nics) -> None:
+        nics.take_up(None)
+        nics.remove()
 
     async def bury(self) -> None:
         """QEMU and its file server were in the container's cgroup."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from runphi_async.nic import Link
 from runphi_async.partition.boot import ImageFacts
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class HostFacts(msgspec.Struct, frozen=True):
     initrd: bytes | None = None
     #: the listening QMP socket's descriptor in QEMU; None = QEMU makes the socket itself
     qmp_fd: int | None = None
+    #: interfaces in the container's network namespace so far; None = it uses the host's
+    links: tuple[Link, ...] | None = None
+    #: why no network device can be made here, "" when it can
+    no_taps: str = ""
 
 
 class PlanConfig(Protocol):

@@ -17,15 +17,19 @@ from backends.qemu import cpu as qemu_cpu
 from backends.qemu import dev as qemu_dev
 from backends.qemu import mem as qemu_mem
 from backends.qemu import net as qemu_net
+from backends.qemu import nics
 from backends.qemu.machine import HostFacts, Machine, accel_for, value
+from runphi_async import nic
 from runphi_async.errors import PlanError
-from runphi_async.partition import boot, comm, cpu, dev, mem, net
+from runphi_async.partition import boot, comm, cpu, dev, mem, mounts, net
 from runphi_async.partition.spec import GuestKind, PartitionPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backends.qemu.machine import PlanConfig
+    from runphi_async.partition.mounts import Mounts
+    from runphi_async.partition.net import Network
     from runphi_async.partition.spec import GuestSpec
 
 #: Debian's package of the QEMU for each guest architecture, for the hint
@@ -52,11 +56,15 @@ def gather(
         kernel=kernel,
         initrd=_read(initrd_path) if initrd_path is not None and spec.kind is GuestKind.LINUX else None,
         qmp_fd=qmp_fd,
+        links=nics.look(spec.netns),
+        no_taps=nic.obstacle() if spec.netns is not None else "",
     )
 
 
+#: descriptor of the first tap in QEMU where no QMP socket lies in front of it
+FIRST_TAP_FD: Final = 10
 #: annotations that mean something on a board, and nothing to QEMU
-ONLY_ON_BOARDS: Final = ("net", "colors", "console-port")
+ONLY_ON_BOARDS: Final = ("colors", "console-port")
 
 
 def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan:
@@ -64,12 +72,13 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
 
     :raises PlanError: when it cannot be had; the message says what is missing.
     """
-    ignored = check(spec)
+    check(spec)
     memory = mem.decide(spec, facts.page_size, config.memory_default, config.memory_minimum)
     cpus = cpu.decide(spec, facts.online_cpus)
     booting = boot.decide(spec, facts.image, facts.kernel, facts.arch)
     devices = dev.decide(spec)
-    network = net.decide(spec)
+    network = net.decide(spec, facts.links, facts.no_taps)
+    mounted = mounts.decide(spec)
     channels = comm.decide(spec)
 
     accel = accel_for(facts, booting.arch)
@@ -78,13 +87,14 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
     transport = "device" if machine is Machine.MICROVM else "pci"
     options = qemu_boot.machine_options(machine, booting, spec.kind, pci=bool(channels.shared))
     options += qemu_mem.machine_options(devices.share_rootfs)
+    first_tap = FIRST_TAP_FD if facts.qmp_fd is None else facts.qmp_fd + 1
     argv = [
         *start_helper(spec, booting.arch, facts),
         "-machine", ",".join([machine, *options]),
         *qemu_mem.args(memory, shared=devices.share_rootfs),
         *qemu_cpu.args(cpus, booting.arch, facts),
         *qemu_boot.args(spec, booting, machine),
-        *qemu_net.args(network),
+        *qemu_net.args(network, spec.kind, machine, transport, first_tap),
         *qemu_comm.args(channels, transport, facts.qmp_fd),
         *qemu_dev.args(devices, machine, transport, accel),
         *end_helper(),
@@ -97,8 +107,11 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
         vcpus=cpus.count,
         pins=cpus.pins,
         argv=tuple(argv),
-        files=guest_files(spec, facts),
+        files=guest_files(spec, facts, mounted, network),
         virtiofs=spec.rootfs if devices.share_rootfs else None,
+        binds=mounted.binds,
+        netns=spec.netns if network.macs else None,
+        macs=network.macs,
         channels=spec.channels,
         console=spec.console,
         explain=(
@@ -110,16 +123,17 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
             *devices.explain,
             *qemu_dev.explain(devices, machine, accel),
             *network.explain,
+            *net.explain_netconf(spec),
+            *mounted.explain,
             *channels.explain,
-            *ignored,
         ),
     )
 
 
-def check(spec: GuestSpec) -> tuple[str, ...]:
-    """Refuse what only a board has; say what an image asks for on boards and does without here.
+def check(spec: GuestSpec) -> None:
+    """Refuse what only a board has.
 
-    :raises PlanError: the container asked for it by annotation, or cannot run without.
+    :raises PlanError: the container asked for it.
     """
     if spec.rpu:
         raise PlanError(
@@ -132,15 +146,14 @@ def check(spec: GuestSpec) -> tuple[str, ...]:
                 f"cannot do what annotation org.runphi.{name} says: only boards have that",
                 "drop it, or choose another backend",
             )
-    return ("net: the image's network is for boards; the guest has none",) if spec.net else ()
 
 
-def guest_files(spec: GuestSpec, facts: HostFacts) -> dict[str, bytes]:
+def guest_files(spec: GuestSpec, facts: HostFacts, mounted: Mounts, network: Network) -> dict[str, bytes]:
     """The RAM disk of a Linux guest: our init, and what it shall run."""
     if spec.kind is not GuestKind.LINUX:
         return {}
     process, base = boot.linux_process(spec, facts.initrd, "qemu.initrd")
-    conf = initrd.container_conf(process, readonly=spec.readonly_root)
+    conf = initrd.container_conf(process, readonly=spec.readonly_root, mounts=mounted.guest, net=bool(network.macs))
     return {qemu_boot.GUEST_INITRD: initrd.with_conf(base, conf)}
 
 

@@ -19,7 +19,7 @@ from backends.xen import net as xen_net
 from backends.xen import xlcfg
 from backends.xen.machine import Type, check_wishes, wish
 from runphi_async.errors import PlanError
-from runphi_async.partition import boot, comm, cpu, mem
+from runphi_async.partition import boot, comm, cpu, mem, mounts
 from runphi_async.partition.spec import GuestKind, PartitionPlan
 from runphi_async.partition.units import MIB, human
 
@@ -82,9 +82,10 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
         "on_crash": "preserve",
     }
     how, told = _rootfs(spec, facts, config, memory.bytes)
+    mounted = mounts.decide(spec, shares=False)
     own_initrd = b""
     if how is not None and facts.initrd is not None and spec.process is not None:
-        conf = initrd.container_conf(spec.process, readonly=spec.readonly_root, rootfs=how)
+        conf = initrd.container_conf(spec.process, readonly=spec.readonly_root, rootfs=how, mounts=mounted.guest)
         own_initrd = initrd.with_conf(facts.initrd, conf)
     xlcfg.render(entries)  # what cannot be written is refused now, not when it is made
     return XenPlan(
@@ -110,6 +111,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
             *cpus.explain,
             *xen_cpu.explain(entries),
             *told,
+            *mounted.explain,
             *(xen_net.explain(entries) or [f"net: none for {spec.id}"]),
             "comm: PV console" + (", control lines in xenstore" if channels.control else ""),
             *(f"comm: channel {channel.name}: {channel.text()}" for channel in spec.channels),

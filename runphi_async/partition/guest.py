@@ -12,15 +12,18 @@ import os
 import stat
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from runphi_async import inroot
 from runphi_async.errors import SpecError
+from runphi_async.partition import mounts
 from runphi_async.partition.request import HOST
-from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec, Rlimit
+from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec, Rlimit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runphi_async.oci.spec import Process, Spec
+    from runphi_async.oci.spec import Mount, Process, Spec
     from runphi_async.partition.request import PartitionRequest
 
 
@@ -69,12 +72,45 @@ def guest_spec(request: PartitionRequest, spec: Spec, id: str, bundle: str, conf
         devices=tuple(device.path for device in spec.linux.devices if device.path) if spec.linux else (),
         net=request.net,
         netconf=request.netconf,
+        netns=network(spec),
+        mounts=tuple(_mount(mount, os.path.abspath(bundle)) for mount in spec.mounts),
         rpu=request.rpu,
         process=_process(spec.process, spec.hostname) if spec.process else None,
         annotations=annotations,
         channels=request.channels,
         console=request.console,
     )
+
+
+def network(spec: Spec) -> str | None:
+    """Return the container's network namespace: a path, "" for a new one, None for the host's."""
+    for namespace in spec.linux.namespaces if spec.linux is not None else ():
+        if namespace.type == "network":
+            return namespace.path
+    return None
+
+
+def _mount(mount: Mount, bundle: str) -> MountSpec:
+    options = tuple(mount.options)
+    if mount.type != "bind" and not {"bind", "rbind"} & set(options):
+        return mounts.spec_of(mount.destination, mount.type, mount.source, options)
+    source = os.path.normpath(os.path.join(bundle, mount.source))
+    try:
+        mode = os.stat(source).st_mode
+    except OSError:
+        return mounts.spec_of(mount.destination, "bind", source, options)
+    found = mounts.spec_of(mount.destination, "bind", source, options, source_is=_what(mode))
+    if found.destination != mounts.SHM:
+        return found
+    size = os.statvfs(source)
+    return msgspec.structs.replace(found, size=size.f_blocks * size.f_frsize)
+
+
+def _what(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "directory"), (stat.S_ISREG, "file"), (stat.S_ISSOCK, "socket"), (stat.S_ISFIFO, "FIFO"),
+    )  # fmt: skip
+    return next((name for matches, name in kinds if matches(mode)), "device")
 
 
 def resolve_image(what: str, name: str, rootfs: str, host_paths: Sequence[str]) -> str:

@@ -62,7 +62,7 @@ ANNOTATIONS: Final = {
     "vcpus": "number of virtual CPUs, instead of the CPU limit",
     "log": "what is logged: raw, cri, json-file, timed with options, or none",
     "console": "channel:NAME = this channel is the console",
-    "net": "network of a cell: yes, no, or the name of a shared memory device of the board",
+    "net": "yes or no; for a cell also the name of a shared memory device of the board",
     "rpu": "1 = run the image on a remote processor of the board",
     "colors": "cache colours of a cell's memory, such as 0-3",
     "console-port": "where a cell prints: virtual, none, or the name of a UART or shared memory device of the board",

@@ -53,6 +53,34 @@ class ProcessSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     rlimits: tuple[Rlimit, ...] = ()
 
 
+class MountSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One mount of config.json, with what its source is on the host."""
+
+    #: absolute and without ``..``, seen from the container's root
+    destination: str
+    type: str = ""
+    #: of a bind mount: an absolute path of the host
+    source: str = ""
+    options: tuple[str, ...] = ()
+    #: "directory", "file", or what else a bind mount's source is; "": there is none
+    source_is: str = ""
+    #: bytes the source's file system holds; asked for where shared memory is bound
+    size: int = 0
+
+
+class Bind(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A directory or file of the host that is shared with the guest under a name."""
+
+    name: str
+    source: str
+    directory: bool
+    readonly: bool = False
+    #: with what is mounted below
+    recursive: bool = False
+    #: and with what will be
+    slave: bool = False
+
+
 class GuestSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one container asks of a partition; paths are host paths, already resolved inside the rootfs."""
 
@@ -81,6 +109,9 @@ class GuestSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     #: the network it asks for, in its own words
     net: str | None = None
     netconf: str | None = None
+    #: its network namespace: a path, "" = one of its own that is yet to be made, None = the host's
+    netns: str | None = None
+    mounts: tuple[MountSpec, ...] = ()
     #: it wants a remote processor of the board instead of a CPU
     rpu: bool = False
     process: ProcessSpec | None = None
@@ -111,6 +142,12 @@ class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     files: dict[str, bytes] = {}
     #: the rootfs to share with the guest, or None
     virtiofs: str | None = None
+    #: what is shared beside it
+    binds: tuple[Bind, ...] = ()
+    #: the container's network namespace, as in GuestSpec
+    netns: str | None = None
+    #: MAC address of each interface of the guest
+    macs: tuple[str, ...] = ()
     #: named streams; the memory of those the backend makes is found by ``consoles.shmfiles``
     channels: tuple[Channel, ...] = ()
     console: str | None = None

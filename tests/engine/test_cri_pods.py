@@ -238,3 +238,26 @@ def test_two_pods_have_two_addresses(pods: PodEngine) -> None:
     addresses = {pod.status()["network"]["ip"] for pod in both}
     assert len(addresses) == 2
     assert len({netns(pid) for pid in pods.guests()}) == 2
+
+
+@pytest.mark.qemu
+def test_a_linux_guest_has_its_pods_address_and_mounts(pods: PodEngine, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("page of a pod\n")
+    pod = pods.pod(annotations={"org.runphi.linux/web": "1"}, network="POD")
+    address = pod.status()["network"]["ip"]
+    script = "ip -o -4 address show dev eth0; mount | grep /www; exec httpd -f -p 80 -h /www"
+    shared = [{"container_path": "/www", "host_path": str(tmp_path), "readonly": True}]
+    web = run(pod, *SHELL, script, name="web", mounts=shared)
+    web.says(f" inet {address}/")
+    web.says("/www type virtiofs (ro")
+
+    def page() -> bool:
+        command = ["nsenter", "--net", "--target", str(pods.pid), "busybox", "nc", "-w", "30", address, "80"]
+        ask = b"GET / HTTP/1.0\r\n\r\n"
+        done = subprocess.run(command, input=ask, stdout=subprocess.PIPE, check=False, timeout=ANSWER)
+        return done.stdout.endswith(b"\r\n\r\npage of a pod\n")
+
+    wait_until(page, ANSWER, "the guest's page")
+    # its place can be had once: another guest of the pod must do without
+    with pytest.raises(CriError, match="another guest of the pod has its place"):
+        run(pod, "/bin/true", name="second", annotations={"org.runphi.linux": "1"})

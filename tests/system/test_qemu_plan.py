@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backends.base import Verdict
-from backends.qemu import accel, exitcode
+from backends.qemu import accel, exitcode, virtiofs
 from backends.qemu import plan as planner
 from runphi_async import config
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
@@ -67,21 +66,16 @@ class Guest:
         with (record / "vmm.log").open("wb") as log:
             self.vmm = subprocess.Popen(plan.argv, cwd=record, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def _share(self, rootfs: str) -> subprocess.Popen[bytes]:
-        with socket.socket(socket.AF_UNIX) as listener, (self.record / "fs.log").open("wb") as log:
-            listener.bind(str(self.record / "fs.sock"))
-            listener.listen(1)
-            return subprocess.Popen(
-                [QEMU.virtiofsd, f"--fd={listener.fileno()}", "-o", f"source={rootfs},cache=auto"],
-                pass_fds=[listener.fileno()], stdout=log, stderr=log,
-            )  # fmt: skip
+    def _share(self, rootfs: str) -> virtiofs.Server:
+        server = virtiofs.Server(QEMU.virtiofsd, str(self.record))
+        server.start(rootfs)
+        return server
 
     def close(self) -> None:
         self.vmm.kill()
         self.vmm.wait()
         if self.helper:
-            self.helper.kill()
-            self.helper.wait()
+            self.helper.stop()
         for fd in self.fds.values():
             os.close(fd)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from backends.guest.initrd import BLOCK, Entry, archive, base_initrd, container_conf, with_conf
 from runphi_async.errors import SpecError
+from runphi_async.partition.mounts import GuestMount
 from runphi_async.partition.spec import ProcessSpec, Rlimit
 
 if TYPE_CHECKING:
@@ -62,6 +63,16 @@ def test_base_holds_init_modules_and_their_order(tmp_path: Path) -> None:
     assert files["modules/aa.ko"][1] == b"aa.ko" * 7
     assert files["dev/console"][0][9:11] == [5, 1]
     assert stat.S_ISDIR(files["dev"][0][1])
+
+
+def test_modules_of_the_network_are_a_list_of_their_own(tmp_path: Path) -> None:
+    modules = {name: tmp_path / f"{name}.ko" for name in ("virtio", "failover", "net")}
+    for module in modules.values():
+        module.write_bytes(b"")
+    (files,) = parse(base_initrd([modules["virtio"]], b"", modules.values()))
+    assert files["modules.order"][1] == b"/modules/virtio.ko\n"
+    # what is loaded already is not loaded again
+    assert files["modules.net"][1] == b"/modules/failover.ko\n/modules/net.ko\n"
 
 
 def test_same_input_same_bytes() -> None:
@@ -137,6 +148,13 @@ def test_conf_leaves_out_what_was_not_asked_for() -> None:
     records = conf_of(ProcessSpec(args=("a",)))
     assert not [record for record in records if record.startswith(("umask", "hostname", "rlimit", "env"))]
     assert "tty=0" in records
+
+
+def test_conf_of_mounts_and_network() -> None:
+    mounts = [GuestMount("bind", "/a b", 1, "m0"), GuestMount("tmpfs", "/t", 6, data="size=1m")]
+    conf = container_conf(ProcessSpec(args=("a",)), mounts=mounts, net=True).decode().split("\0")[:-1]
+    assert conf[-4:] == ["own-mounts=1", "mount=1 bind m0 - /a b", "mount=6 tmpfs - size=1m /t", "net=1"]
+    assert "own-mounts=1" in container_conf(ProcessSpec(args=("a",)), mounts=()).decode().split("\0")
 
 
 @pytest.mark.parametrize(

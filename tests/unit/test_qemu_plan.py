@@ -13,6 +13,7 @@ from backends.qemu import plan as planner
 from backends.qemu.machine import HostFacts
 from runphi_async.config import Qemu
 from runphi_async.errors import PlanError
+from runphi_async.nic import Link
 from runphi_async.partition import conf
 from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
@@ -133,7 +134,7 @@ def test_exit_codes_of_inmates() -> None:
     assert options(plan(ARM, on_arm), "-semihosting-config") == []
 
 
-@pytest.mark.parametrize("name", ["net", "colors", "console-port"])
+@pytest.mark.parametrize("name", ["colors", "console-port"])
 def test_what_only_boards_have_is_refused(name: str) -> None:
     with pytest.raises(PlanError, match=f"annotation org.runphi.{name} says: only boards have that"):
         plan(**annotated(**{name: "1"}))
@@ -142,7 +143,81 @@ def test_what_only_boards_have_is_refused(name: str) -> None:
 def test_what_an_image_asks_of_a_board() -> None:
     with pytest.raises(PlanError, match="a remote processor"):
         plan(rpu=True)
-    assert "net: the image's network is for boards; the guest has none" in plan(net="yes").explain
+
+
+# Section: network
+
+ETH0 = Link(2, "eth0", "aa:bb:cc:00:00:01", 1500)
+ETH1 = Link(3, "net1", "aa:bb:cc:00:00:02", 9000)
+
+
+def test_a_linux_guest_gets_an_interface_for_each_of_its_container() -> None:
+    facts = msgspec.structs.replace(LINUX["facts"], links=(ETH0, ETH1), qmp_fd=10)
+    found = plan(PVH, **{**LINUX, "facts": facts}, netns="/run/netns/x")
+    assert options(found, "-netdev") == ["tap,id=net0,fd=11,vhost=off", "tap,id=net1,fd=12,vhost=off"]
+    assert f"virtio-net-pci,netdev=net0,mac={ETH0.mac},romfile=" in options(found, "-device")
+    assert (found.netns, found.macs) == ("/run/netns/x", (ETH0.mac, ETH1.mac))
+    assert b"net=1\0" in found.files["initrd"]
+    assert "net: in the place of eth0, net1 of the container's network namespace" in found.explain
+
+
+def test_an_interface_may_come_later() -> None:
+    facts = msgspec.structs.replace(LINUX["facts"], links=())
+    found = plan(PVH, **{**LINUX, "facts": facts}, netns="")
+    assert len(found.macs) == 1
+    assert found.macs[0].startswith("02:")
+    assert found == plan(PVH, **{**LINUX, "facts": facts}, netns="")
+
+
+@pytest.mark.parametrize(
+    ("asked", "links", "obstacle", "sentence"),
+    [
+        ({}, None, "", "net: none, as the container uses the host's, and a guest cannot"),
+        ({"net": "no", **annotated(net="no")}, (ETH0,), "", "net: none, as the container says"),
+        ({"net": "none", **annotated(net="none")}, (ETH0,), "", "net: none, as org.runphi.net says"),
+        ({}, (), "there is no /dev/net/tun", "net: none, as there is no /dev/net/tun"),
+    ],
+)
+def test_a_linux_guest_without_a_network(
+    asked: dict[str, Any], links: tuple[Link, ...] | None, obstacle: str, sentence: str
+) -> None:
+    facts = msgspec.structs.replace(LINUX["facts"], links=links, no_taps=obstacle)
+    found = plan(PVH, **{**LINUX, "facts": facts}, netns="/n", **asked)
+    assert option(found, "-nic") == "none"
+    assert (found.netns, found.macs) == (None, ())
+    assert b"net=1" not in found.files["initrd"]
+    assert sentence in found.explain
+
+
+@pytest.mark.parametrize(
+    ("asked", "links", "obstacle", "text"),
+    [
+        ({"net": "yes"}, None, "", "the container uses the host's.*; give the container a network namespace"),
+        ({"net": "shm1", **annotated(net="shm1")}, (ETH0,), "", "to 'shm1': only boards have that"),
+        ({}, (ETH0,), "there is no tun", "a network: there is no tun; org.runphi.net=no"),
+        ({"net": "yes"}, (), "there is no tun", "a network: there is no tun"),
+    ],
+)
+def test_a_network_that_cannot_be_had(
+    asked: dict[str, Any], links: tuple[Link, ...] | None, obstacle: str, text: str
+) -> None:
+    facts = msgspec.structs.replace(LINUX["facts"], links=links, no_taps=obstacle)
+    with pytest.raises(PlanError, match=text):
+        plan(PVH, **{**LINUX, "facts": facts}, netns="/n", **asked)
+
+
+def test_an_inmate_gets_a_network_when_it_asks() -> None:
+    facts = msgspec.structs.replace(FACTS, links=(ETH0, ETH1))
+    assert option(plan(facts=facts, netns="/n"), "-nic") == "none"
+    # the name is a board's: elsewhere any network will do
+    for image, asked in ((PVH, "yes"), (ARM, "shm1")):
+        found = plan(image, facts, netns="/n", net=asked, netconf="10.0.0.2")
+        assert option(found, "-netdev") == "tap,id=net0,fd=10,vhost=off"
+        assert f"virtio-net-device,netdev=net0,mac={ETH0.mac}" in options(found, "-device")
+        assert option(found, "-global") == "virtio-mmio.force-legacy=false"
+        assert "net: the guest sets itself up by 10.0.0.2" in found.explain
+    kernel = plan(BZIMAGE, facts, kind=GuestKind.KERNEL, inmate=None, kernel="/r/k", netns="/n", net="yes")
+    assert f"virtio-net-pci,netdev=net0,mac={ETH0.mac},romfile=" in options(kernel, "-device")
 
 
 def test_machine_by_annotation() -> None:
@@ -188,6 +263,7 @@ def test_linux_guest_on_kvm() -> None:
     assert found.virtiofs == "/r"
     assert found.files["initrd"].startswith(b"base")
     assert b"arg=sh\0" in found.files["initrd"]
+    assert b"own-mounts=1\0" in found.files["initrd"]
     arm = plan(ARM_IMAGE, **LINUX, arch="aarch64")
     assert option(arm, "-machine") == "virt,memory-backend=mem"
     assert "vhost-user-fs-pci,chardev=fs,tag=rootfs" in options(arm, "-device")

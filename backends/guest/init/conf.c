@@ -76,6 +76,21 @@ static void parse_rlimit(struct conf *conf, char *value)
 	}
 }
 
+/* FLAGS TYPE SOURCE DATA DESTINATION; the last may hold spaces */
+static void parse_mount(struct conf *conf, char *value)
+{
+	struct mount_record *record = &conf->mounts[conf->mount_count];
+	char *flags = strsep(&value, " ");
+
+	record->type = strsep(&value, " ");
+	record->source = strsep(&value, " ");
+	record->data = strsep(&value, " ");
+	record->destination = value;
+	record->flags = strtoul(flags, NULL, 10);
+	if (value)
+		conf->mount_count++;
+}
+
 static void set(struct conf *conf, const char *key, char *value, size_t *args, size_t *env)
 {
 	if (strcmp(key, "arg") == 0)
@@ -112,6 +127,12 @@ static void set(struct conf *conf, const char *key, char *value, size_t *args, s
 		conf->comm = strtoul(value, NULL, 0);
 	else if (strcmp(key, "readonly") == 0)
 		conf->readonly = atoi(value) != 0;
+	else if (strcmp(key, "own-mounts") == 0)
+		conf->own_mounts = atoi(value) != 0;
+	else if (strcmp(key, "mount") == 0)
+		parse_mount(conf, value);
+	else if (strcmp(key, "net") == 0)
+		conf->net = atoi(value) != 0;
 }
 
 void conf_read(struct conf *conf, const char *path)
@@ -119,12 +140,13 @@ void conf_read(struct conf *conf, const char *path)
 	size_t size, records = 0, args = 0, env = 0;
 	char *data = read_all(path, &size);
 
-	*conf = (struct conf){ .cwd = "/", .umask = -1, .rootfs = "virtiofs" };
+	*conf = (struct conf){ .cwd = "/", .umask = -1, .rootfs = "share" };
 	for (size_t i = 0; i < size; i++)
 		records += data[i] == '\0';
 	/* one more for HOME, which process.c may add, one for the NULL */
 	conf->args = calloc(records + 2, sizeof(char *));
 	conf->env = calloc(records + 2, sizeof(char *));
+	conf->mounts = calloc(records + 1, sizeof(*conf->mounts));
 	for (char *record = data, *next; data && record < data + size; record = next) {
 		char *value = strchr(record, '=');
 

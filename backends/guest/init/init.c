@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * First process of a Linux guest. Loads the modules of /modules.order, finds the ports to the host, makes the image's
- * rootfs (virtiofs tag `rootfs`) the root, runs the process of /runphi.conf and tells the host how it ended.
- * init.h has the lines spoken on the control port.
+ * rootfs the root, makes the container's mounts, sets its interfaces up, runs the process of /runphi.conf and tells the
+ * host how it ended. init.h has the lines spoken on the control port.
  */
 #define _GNU_SOURCE
 #include "init.h"
@@ -28,7 +28,7 @@
 
 #define CONSOLE_PORT "org.runphi.console"
 #define CONTROL_PORT "org.runphi.control"
-#define ROOTFS_TAG "rootfs"
+#define SHARE_TAG "rootfs"
 #define ROOTFS_DISK "/dev/xvda"
 /* A device shows up some milliseconds after its driver is loaded; software emulation may need far more. */
 #define DEVICE_WAIT_MS 10000
@@ -60,9 +60,9 @@ static _Noreturn void fail(const char *what)
 	power_off();
 }
 
-static void load_modules(void)
+void load_modules(const char *name)
 {
-	FILE *list = fopen("/modules.order", "re");
+	FILE *list = fopen(name, "re");
 	char path[256];
 
 	while (list && fgets(path, sizeof(path), list)) {
@@ -190,32 +190,36 @@ static int mount_disk(int devices, unsigned long flags)
 	return 0;
 }
 
-static int mount_ramdisk(unsigned long flags)
+/* The share holds the rootfs and, beside it, what bind mounts show. */
+static int mount_share(int *share)
 {
-	if (mount("/rootfs", "/rootfs", NULL, MS_BIND, NULL) < 0)
+	mkdir("/share", 0755);
+	if (mount(SHARE_TAG, "/share", "virtiofs", 0, NULL) < 0)
 		return -1;
-	return flags ? mount(NULL, "/rootfs", NULL, MS_BIND | MS_REMOUNT | flags, NULL) : 0;
+	*share = open("/share", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return *share < 0 ? -1 : mount("/share/rootfs", "/rootfs", NULL, MS_BIND, NULL);
 }
 
-static void enter_rootfs(const struct conf *conf, int devices)
+/* Returns the directory with what is shared, -1 = nothing is. */
+static int enter_rootfs(const struct conf *conf, int devices)
 {
-	unsigned long flags = conf->readonly ? MS_RDONLY : 0;
-	int failed;
+	int failed, share = -1;
 
 	mkdir("/rootfs", 0755);
 	if (strcmp(conf->rootfs, "ramdisk") == 0)
-		failed = mount_ramdisk(flags);
+		failed = mount("/rootfs", "/rootfs", NULL, MS_BIND, NULL);
 	else if (strcmp(conf->rootfs, "disk") == 0)
-		failed = mount_disk(devices, flags);
+		failed = mount_disk(devices, 0);
 	else
-		failed = mount(ROOTFS_TAG, "/rootfs", "virtiofs", flags, NULL);
+		failed = mount_share(&share);
 	if (failed)
 		fail("mount the rootfs");
 	if (chdir("/rootfs") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		fail("enter the rootfs");
+	return share;
 }
 
-static void mount_system(void)
+static void mount_system(const struct conf *conf)
 {
 	const unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
@@ -223,9 +227,11 @@ static void mount_system(void)
 	mount_at("sysfs", "/sys", safe, NULL, true);
 	mount_at("devtmpfs", "/dev", MS_NOSUID, "mode=0755", true);
 	mount_at("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", true);
-	mount_at("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true);
-	mount_at("mqueue", "/dev/mqueue", safe, NULL, true);
-	mount_at("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755", false);
+	if (!conf->own_mounts) {
+		mount_at("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true);
+		mount_at("mqueue", "/dev/mqueue", safe, NULL, true);
+		mount_at("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755", false);
+	}
 	unlink("/dev/ptmx");
 	if (symlink("pts/ptmx", "/dev/ptmx") < 0 || symlink("/proc/self/fd", "/dev/fd") < 0 ||
 	    symlink("/proc/self/fd/0", "/dev/stdin") < 0 || symlink("/proc/self/fd/1", "/dev/stdout") < 0 ||
@@ -248,8 +254,9 @@ int main(void)
 {
 	struct process process;
 	char error[256];
+	const char *failed;
 	sigset_t children;
-	int code, devices;
+	int code, devices, share;
 
 	sigemptyset(&children);
 	sigaddset(&children, SIGCHLD);
@@ -260,11 +267,19 @@ int main(void)
 	mount_at("sysfs", "/sys", 0, NULL, true);
 	conf_read(&conf, "/runphi.conf");
 	devices = listen_for_devices();
-	load_modules();
+	load_modules("/modules.order");
 	open_ports(devices);
-	enter_rootfs(&conf, devices);
+	if (conf.net && (failed = net_set_up(ports.control, devices)))
+		fail(failed);
+	share = enter_rootfs(&conf, devices);
 	close(devices);
-	mount_system();
+	mount_system(&conf);
+	if ((failed = mounts_make(&conf, share)))
+		fail(failed);
+	if (share >= 0)
+		close(share);
+	if (conf.readonly && mount(NULL, "/", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL) < 0)
+		fail("make the rootfs read-only");
 	loopback_up();
 	if (conf.hostname)
 		sethostname(conf.hostname, strlen(conf.hostname));

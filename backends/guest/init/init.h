@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Parts of the guest's init: init.c boots, conf.c reads /runphi.conf, process.c starts the process, relay.c serves it,
- * xen.c carries the control port of a Xen guest, cell.c says how a Jailhouse cell ends.
+ * Parts of the guest's init: init.c boots, conf.c reads /runphi.conf, mounts.c makes the container's mounts, net.c sets
+ * its interfaces up, process.c starts the process, relay.c serves it, xen.c carries the control port of a Xen guest,
+ * cell.c the words of a Jailhouse cell.
  *
  * The control port speaks lines. To the host:
  *   ready                the process runs
@@ -13,6 +14,8 @@
  *   winsize ROWS COLS    the terminal's new size
  *   signal N             for the process
  *   eof [BYTES]          its input ends, after so many bytes on the console port (without a terminal only)
+ *   nic, addr, route     what the interfaces are to be like, ended by `net-done`; see net.c. Only before `ready`, and
+ *                        only when /runphi.conf says `net=1`
  *   poweroff             the end; a process that still runs is killed
  *
  * A Jailhouse cell has a console and no control port: the same words stand on the console, see cell.c.
@@ -37,6 +40,15 @@ struct rlimit_record {
 	struct rlimit limit;
 };
 
+/* One mount of the container; mounts.c says what the types are. */
+struct mount_record {
+	unsigned long flags; /* MS_* */
+	char *type;
+	char *source; /* of a bind mount: its name in the share */
+	char *data;   /* "-": none */
+	char *destination;
+};
+
 struct conf {
 	char **args; /* both end with NULL */
 	char **env;
@@ -55,7 +67,12 @@ struct conf {
 	const char *console; /* of a cell: a terminal's path, or "kmsg" */
 	const char *mark;    /* of a cell: what marks our own words on the console */
 	unsigned long comm;  /* of a cell: address of its communication region, 0 = it has none */
-	const char *rootfs; /* where the image is: "virtiofs", "ramdisk" (in /rootfs already) or "disk" (/dev/xvda) */
+	/* where the image is: "share" (`rootfs` in the virtiofs share), "ramdisk" (in /rootfs already), "disk" (/dev/xvda) */
+	const char *rootfs;
+	struct mount_record *mounts;
+	size_t mount_count;
+	bool own_mounts; /* the container said which mounts it wants; else it gets the usual ones */
+	bool net;        /* the host will speak of interfaces */
 };
 
 struct process {
@@ -73,6 +90,15 @@ struct ports {
 
 void conf_read(struct conf *conf, const char *path);
 
+/* Makes the container's mounts inside its rootfs, which is the root. `share` is the directory with what is shared, -1 =
+ * nothing is. Returns NULL, or what could not be mounted with the reason in errno. */
+const char *mounts_make(const struct conf *conf, int share);
+
+/* Sets the interfaces up as the host says on the control port. Returns NULL, or what could not be done. */
+const char *net_set_up(int control, int devices);
+/* Loads the modules named in a list. */
+void load_modules(const char *list);
+
 /* Starts the process. Returns 0, or the exit code when it could not be run, with the reason in `error`. */
 int process_start(const struct conf *conf, struct process *process, char *error, size_t error_size);
 
@@ -86,6 +112,8 @@ int cell_console(const struct conf *conf);
 void cell_say(const struct conf *conf, int console, const char *word);
 /* Says how the process ended, on the console and in the communication region, and waits to be stopped. */
 _Noreturn void cell_end(const struct conf *conf, int console, int code);
+/* Keeps a line that came too early for relay(). */
+void control_hold(const char *line);
 /* Returns the control port of a Xen guest, -1 when this is none. */
 int xen_control(void);
 /* Waits until the host says `poweroff`. */

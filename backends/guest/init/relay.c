@@ -140,6 +140,19 @@ static void command(struct relay *r, const char *line)
 	}
 }
 
+static char held[1024];
+static size_t held_len;
+
+void control_hold(const char *line)
+{
+	size_t len = strlen(line) + 1;
+
+	if (len <= sizeof(held) - held_len) {
+		memcpy(held + held_len, line, len);
+		held_len += len;
+	}
+}
+
 static void read_commands(struct relay *r)
 {
 	char data[256];
@@ -289,6 +302,8 @@ int relay(const struct ports *ports, struct process *process, bool tty)
 	sigaddset(&children, SIGCHLD);
 	died = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK); /* main() blocked it before the first child */
 
+	for (size_t at = 0; at < held_len; at += strlen(held + at) + 1)
+		command(&r, held + at);
 	while (r.alive || more_output || !empty(&r.output)) {
 		/* of a cell also behind the end of the input: words may come */
 		bool input_open = process->input >= 0 || *r.begin;
