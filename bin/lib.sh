@@ -23,6 +23,7 @@ RUN_PACKAGES=(
 # shellcheck disable=SC2034 # bin/test uses it
 TEST_PACKAGES=(
     socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git netavark aardvark-dns
+    device-tree-compiler libc6-dev-arm64-cross
 )
 
 # step TEXT: say what is being done now, with the seconds since the script started
@@ -142,4 +143,11 @@ need_guest() {
         step "preparing the guest kernel in $GUEST_DIR (once)"
         "$CHECKOUT/bin/prepare-guest" || die "cannot prepare the guest kernel" "run $CHECKOUT/bin/prepare-guest to see why"
     fi
+}
+
+# need_cells: the same for Linux cells, which are arm64 whatever this machine is
+need_cells() {
+    # done in no time when nothing has changed
+    "$CHECKOUT/bin/prepare-guest" --cells >/dev/null ||
+        die "cannot prepare the kernel of Linux cells" "run $CHECKOUT/bin/prepare-guest --cells to see why"
 }

@@ -246,9 +246,16 @@ class Jailhouse(_Section, frozen=True):
         _doc("How long one call of the tool may take before the board is taken for hung."),
     ] = 30.0
     kernel: Annotated[str, _doc("Kernel of Linux cells whose image brings none.")] = "/var/lib/runphi/jailhouse/Image"
-    dtb: Annotated[str, _doc("Device tree of Linux cells whose image brings none.")] = (
-        "/var/lib/runphi/jailhouse/inmate.dtb"
+    initrd: Annotated[str, _doc("RAM disk with our init, for Linux cells that run a container's process.")] = (
+        "/var/lib/runphi/jailhouse/initrd"
     )
+    dtb: Annotated[
+        str,
+        _doc(
+            "Device tree of Linux cells whose image brings none; without such a file one is made of the board file's "
+            "[devicetree]."
+        ),
+    ] = "/var/lib/runphi/jailhouse/inmate.dtb"
     loader: Annotated[str, _doc("Jailhouse's loader, which starts a Linux kernel in a cell.")] = (
         "/usr/local/libexec/jailhouse/linux-loader.bin"
     )

@@ -11,6 +11,7 @@
     ├── NotFoundError      no such container
     ├── UnsupportedError   this guest cannot do that
     ├── CellError          a Jailhouse configuration cannot be read or written
+    ├── TreeError          a guest's device tree cannot be read or used
     ├── HookError          an OCI hook failed
     └── CgroupError        the cgroup cannot be made, filled or removed
 
@@ -74,6 +75,10 @@ class UnsupportedError(RunphiError):
 
 class CellError(RunphiError):
     """Raised when a cell or system configuration of Jailhouse cannot be read or written; says where in it."""
+
+
+class TreeError(RunphiError):
+    """Raised when bytes are no device tree, or one that a guest cannot be given."""
 
 
 class HookError(RunphiError):

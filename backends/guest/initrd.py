@@ -99,7 +99,7 @@ def container_conf(
     :param net: the host will tell on the control port what the interfaces are like.
     :raises SpecError: when a value holds a NUL, which no process could be given anyway.
     """
-    records = [
+    found = [
         *(("arg", arg) for arg in process.args),
         *(("env", variable) for variable in process.env),
         ("cwd", process.cwd or "/"),
@@ -113,20 +113,28 @@ def container_conf(
         *(("rlimit", f"{limit.type}:{limit.soft}:{limit.hard}") for limit in process.rlimits),
     ]
     if rootfs != "share":
-        records.append(("rootfs", rootfs))
+        found.append(("rootfs", rootfs))
     if mounts is not None:
-        records.append(("own-mounts", "1"))
-        records += [("mount", f"{m.flags} {m.type} {m.source} {m.data} {m.destination}") for m in mounts]
+        found.append(("own-mounts", "1"))
+        found += [("mount", f"{m.flags} {m.type} {m.source} {m.data} {m.destination}") for m in mounts]
     if net:
-        records.append(("net", "1"))
+        found.append(("net", "1"))
     if process.hostname:
-        records.append(("hostname", process.hostname))
+        found.append(("hostname", process.hostname))
     if process.umask is not None:
-        records.append(("umask", str(process.umask)))
-    for key, value in records:
+        found.append(("umask", str(process.umask)))
+    return records(*found)
+
+
+def records(*pairs: tuple[str, str]) -> bytes:
+    """Return records of the configuration file; appended to others they count as well.
+
+    :raises SpecError: a value holds a NUL.
+    """
+    for key, value in pairs:
         if "\0" in value:
             raise SpecError(f"cannot hand the process to the guest: {key} contains a NUL byte")
-    return b"".join(f"{key}={value}".encode(errors="surrogateescape") + b"\0" for key, value in records)
+    return b"".join(f"{key}={value}".encode(errors="surrogateescape") + b"\0" for key, value in pairs)
 
 
 def with_conf(base: bytes, conf: bytes) -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,7 +13,6 @@ import msgspec
 from backends.base import Capabilities, Discrepancy, Finding, Level
 from backends.jailhouse import boot, generator, machinefacts, ready
 from backends.jailhouse.driver import CellDriver, Memory, memory_of
-from backends.jailhouse.images import refuse_unsupported
 from backends.jailhouse.machine import Machine, program
 from backends.jailhouse.plan import JailhousePlan
 from backends.jailhouse.planner import JailhousePlanner, gather
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backends.base import HypervisorLog
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.sysfs import View
-    from runphi_async.config import Config
+    from runphi_async.config import Config, Jailhouse
     from runphi_async.partition.claims import Seen
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
@@ -63,7 +63,8 @@ class JailhouseBackend(JailhousePlanner):
             )
             found += map(_bearable, ready.judge(machine))
             if view.enabled:
-                found += [Finding(Level.OK, self.name, (await self.probe()).summary), *await self._accounts(view)]
+                found += [Finding(Level.OK, self.name, (await self.probe()).summary), *_linux(self._config)]
+                found += await self._accounts(view)
         except RunphiError as exc:
             found.append(Finding(Level.WARNING, self.name, exc.msg, exc.hint or ""))
         if lost := self._machine.tool.reading.lost:
@@ -113,7 +114,6 @@ class JailhouseBackend(JailhousePlanner):
     async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> JailhousePlan:
         """Claim what the cell needs; somebody may have taken it since it was planned, so it is planned once more."""
         assert isinstance(plan, JailhousePlan)
-        refuse_unsupported(plan.cell)
         view = await self._machine.tool.enabled()
         _same_board((await anyio.to_thread.run_sync(self.board)).root_cell, view)
         await self._machine.reconcile(view)
@@ -147,6 +147,21 @@ class JailhouseBackend(JailhousePlanner):
 def _bearable(finding: Finding) -> Finding:
     """A machine that cannot run cells is no sick machine."""
     return finding._replace(level=Level.WARNING) if finding.level is Level.ERROR else finding
+
+
+def _linux(config: Jailhouse) -> list[Finding]:
+    """Say what Linux cells lack; a board of bare-metal cells needs none of it."""
+    prepare = "run bin/prepare-guest --cells, or set jailhouse."
+    files = (
+        (config.loader, "Jailhouse's linux-loader.bin", "install Jailhouse's tools, or set jailhouse.loader"),
+        (config.kernel, "the kernel", prepare + "kernel"),
+        (config.initrd, "the RAM disk with our init", prepare + "initrd"),
+    )
+    return [
+        Finding(Level.NOTE, "jailhouse", f"no Linux cells: {what} is missing at {path}", hint)
+        for path, what, hint in files
+        if not os.path.exists(path)
+    ]
 
 
 def _same_board(root_cell: str, view: View) -> None:

@@ -94,8 +94,12 @@ def _wish(spec: GuestSpec, facts: Facts, template: Template) -> tuple[str, str]:
 
 def _virtual(spec: GuestSpec, board: boards.Board, why: str, base: Part) -> CellComm:
     explain = [f"comm: the hypervisor's console, output only, mixed with its own messages ({why})"]
-    if spec.kind is not GuestKind.INMATE:
+    if spec.kind is GuestKind.KERNEL:
         explain.append("comm: a Linux kernel prints its own messages there; what its processes print is lost")
+    if spec.kind is GuestKind.LINUX:
+        explain.append(
+            "comm: init makes lines of the kernel's log of what the process prints; nothing is read from there"
+        )
     # an RTOS writes to the serial port it was built for, and would be stopped for it if the port were not there
     mapped = [uart for uart in board.uart if uart.shared]
     explain += [f"comm: {uart.name} is the cell's too, in case it prints there; nobody reads that" for uart in mapped]

@@ -22,7 +22,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is true of the machine and the image, gathered before a plan is made.
 
     :ivar held: what the ledger says is given away, and the CPUs of cells made by others.
-    :ivar kernel: the configured kernel, device tree and loader of Linux cells.
+    :ivar kernel: the configured kernel, device tree, loader and RAM disk of Linux cells; None where it is not there.
     :ivar sizes: bytes of the files that are loaded, by path; for a root file system, those of its RAM disk.
     :ivar text_offset: where a Linux kernel wants to lie behind an aligned address.
     """
@@ -33,6 +33,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str | None = None
     dtb: str | None = None
     loader: str | None = None
+    initrd: str | None = None
     sizes: dict[str, int] = {}
     text_offset: int = 0
 

@@ -20,17 +20,19 @@ import anyio
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.jailhouse import ending, firmware, shared, tty
+from backends.jailhouse import ending, firmware, linuxfiles, marks, shared, tty
 from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
-from backends.jailhouse.images import images, refuse_unsupported
+from backends.jailhouse.images import images
 from backends.jailhouse.machine import owner_of
+from backends.jailhouse.marks import Marked, Said
 from backends.jailhouse.plan import CellPlan, Source
 from backends.jailhouse.shared import Presence
 from consoles.sources.link import Backoff
 from runphi_async.errors import BackendError, UnsupportedError
 from runphi_async.partition import channels, ranges
 from runphi_async.partition.channels import Channel
+from runphi_async.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +46,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PHASE: Final = "cell.phase"
+#: what a Linux cell's init said of its end
+SAID: Final = "cell.exit"
 #: Seconds before the first and between later tries to stop a cell whose guest refuses.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
+#: Seconds that a Linux cell which has ended is given for the last bytes on its console: they say with which code.
+MARK_PATIENCE: Final = 2.0
 #: Lines of the hypervisor about one cell that become events, at most.
 HEARD_MAX: Final = 1000
 #: Phases of a guest that has been started.
@@ -94,6 +100,10 @@ class CellDriver:
         self._failed: tuple[int, ...] = ()
         self._phase = Phase.NONE if plan is not None else self._read_phase()
         self._stopping: asyncio.Task[None] | None = None
+        self._mark = linuxfiles.read_mark(directory) if plan is None else ""
+        self._said = self._read_said() if plan is None else None
+        self._words: Marked | None = None
+        self._patience: asyncio.TimerHandle | None = None
         machine.cells[self._owner] = memory.cell
 
     # Section: what survives us
@@ -112,12 +122,18 @@ class CellDriver:
         os.replace(path + ".new", path)
         self._phase = phase
 
+    def _read_said(self) -> Said | None:
+        try:
+            with open(os.path.join(self._directory, SAID)) as file:
+                return Said.read(file.read())
+        except OSError:
+            return None
+
     # Section: making it
 
     async def prepare(self) -> None:
         """Write the configuration, look at it once more, then make the cell and load its images."""
         assert self._plan is not None
-        refuse_unsupported(self._cell)
         tty.refuse_unsupported(self._cell.console)
         view = await self._tool.enabled()
         system, others = await anyio.to_thread.run_sync(self._machine.beside, self._owner, self._cell, view)
@@ -161,6 +177,7 @@ class CellDriver:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
             config = path if name.endswith(".cell") else config
+        self._mark = linuxfiles.write(self._plan, self._directory)
         return config
 
     async def _load(self) -> None:
@@ -178,6 +195,14 @@ class CellDriver:
 
     def console(self) -> base.Source | None:
         """Return what the board connects with the cell's console; None: there is none."""
+        source = self._console()
+        if source is None or not self._mark:
+            return source
+        begun = self._phase in (Phase.STARTING, Phase.STARTED)
+        self._words = marks.marked(source, self._mark, self._on_said, begun=begun)
+        return self._words
+
+    def _console(self) -> base.Source | None:
         choice = self._cell.console
         fresh = self._phase in (Phase.NONE, Phase.MAKING, Phase.LOADED)
         if self._channel is not None:
@@ -246,10 +271,29 @@ class CellDriver:
             if cell.failed and cell.runs:
                 self._say(f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on")
         cause = ending.judge(self._phase, self._cell.name, view, asked=self._stopping is not None)
-        if cause is not None:
+        if cause is not None and self._hopes(cause):
+            if self._patience is None:
+                self._patience = asyncio.get_running_loop().call_later(MARK_PATIENCE, self._end, cause)
+        elif cause is not None:
             self._end(cause)
 
+    def _hopes(self, cause: Cause) -> bool:
+        """Whether init has said more than this, and it is on its way through the console."""
+        return cause in (Cause.DONE, Cause.FAILED) and self._words is not None and self._said is None
+
+    def _on_said(self, said: Said) -> None:
+        """Note how the guest's process ended, and have its cell stopped; init waits for that."""
+        self._said = said
+        if said.error:
+            self._say(said.error)
+        with contextlib.suppress(OSError):  # the record is gone already
+            write_atomically(os.path.join(self._directory, SAID), f"{said.line()}\n".encode())
+        if self._told is not None:
+            self._told.done(0)
+
     def _end(self, cause: Cause) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         told, self._told = self._told, None
         if told is None:
             return
@@ -276,9 +320,12 @@ class CellDriver:
         cause = ending.judge(self._phase, self._cell.name, view, asked=False)
         if cause is not None:
             self._failed = cell.failed if cell is not None else ()
-            asyncio.get_running_loop().call_soon(self._end, cause)
+            wait = MARK_PATIENCE if self._hopes(cause) else 0.0
+            self._patience = asyncio.get_running_loop().call_later(wait, self._end, cause)
             return None
         self._machine.watcher.watch(self._owner, self._on_view)
+        if self._said is not None:
+            asyncio.get_running_loop().call_soon(told.done, 0)  # an earlier supervisor heard it
         return self._phase in _BEGUN
 
     # Section: driving it
@@ -309,6 +356,8 @@ class CellDriver:
         """Load the images again and start the cell from its beginning; one that runs already is left alone."""
         if self._phase is Phase.STARTED:
             return
+        if self._words is not None:
+            self._words.again()
         if self._phase is Phase.AWAY:
             await self._make_again()
         await self._load()
@@ -332,8 +381,11 @@ class CellDriver:
             await self._tool.shutdown(self._cell.name)
 
     async def deliver(self, signal: int) -> bool:
-        """Return False: a cell knows no signals."""
-        return False
+        """Have init pass a signal on; False: there is no init of ours, or it cannot be told."""
+        if self._words is None or not self._cell.console.input:
+            return False
+        self._words.word(f"signal {signal}")
+        return True
 
     async def stop(self) -> bool:
         """Return False: the hypervisor's request comes with every stop, and a guest that refuses is asked again."""
@@ -364,25 +416,33 @@ class CellDriver:
                 self._end(Cause.KILLED)
 
     def resize(self, rows: int, cols: int) -> None:
-        """A cell has no terminal that could have a size."""
+        """Tell init how large the terminal is."""
+        if self._words is not None and self._cell.console.input:
+            self._words.word(f"winsize {rows} {cols}")
 
     async def send_break(self) -> bool:
         """Return False: where the console is a serial line, its source sends the break."""
         return False
 
     def end_of_input(self, total: int) -> None:
-        """A cell cannot be told."""
+        """Tell init, behind the last byte."""
+        if self._words is not None and self._cell.console.input:
+            self._words.end_of_input(total)
 
     # Section: its end
 
     def settle(self, evidence: Evidence) -> Verdict:
         """Say how the cell ended."""
+        if self._said is not None:
+            return ending.said(self._said)
         return ending.verdict(self._cause, self._failed, evidence)
 
     async def release(self) -> None:
         """Destroy a cell that has ended, or that nobody will ever watch, and give back what it had."""
         self._told = None
         self._machine.watcher.unwatch(self._owner)
+        if self._patience is not None:
+            self._patience.cancel()
         self._machine.hearers.pop(self._cell.name, None)
         self._presence.close()
         if self._stopping is not None:

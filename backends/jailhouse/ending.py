@@ -2,7 +2,8 @@
 """How far a cell has come, and how it ended: pure decisions about what sysfs shows.
 
 Jailhouse knows no exit status. A guest can say in its communication region that it is done or has failed; a guest that
-halts without a word runs for ever. "shut down" means made, loaded, stopped or done, so what we did last decides.
+halts without a word runs for ever. Only the init of our Linux guests tells an exit code, on the console (``marks.py``).
+"shut down" means made, loaded, stopped or done, so what we did last decides.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from backends.jailhouse import sysfs
 from runphi_async.partition import ranges
 
 if TYPE_CHECKING:
+    from backends.jailhouse.marks import Said
     from backends.jailhouse.sysfs import View
 
 
@@ -99,6 +101,11 @@ def judge(phase: Phase, name: str, view: View | None, *, asked: bool) -> Cause |
             return Cause.PARKED if cell.failed else Cause.FAILED
         case _:
             return Cause.INVALID
+
+
+def said(word: Said) -> Verdict:
+    """Say how a container ended whose init told; that counts more than what sysfs shows."""
+    return Verdict(word.code, f"cannot run the process: {word.error}" if word.error else f"exited with {word.code}")
 
 
 def verdict(cause: Cause | None, failed: tuple[int, ...], evidence: Evidence) -> Verdict:

@@ -16,7 +16,7 @@ from runphi_async.partition import board as boards
 from runphi_async.partition import conf, drawing
 from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.claims import Held, Owner
-from runphi_async.partition.spec import GuestKind, GuestSpec
+from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.partition.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ _ZEPHYR: Final = ImageFacts(
 _KERNEL: Final = ImageFacts(ImageFormat.ARM64_IMAGE, 9 * MIB, "aarch64")
 _R5: Final = ImageFacts(ImageFormat.ELF, 90 * KIB, "arm", 32, 0, (Segment(0, 0x800), Segment(0x3ED0_0000, 0x3ED1_0000)))
 _INMATE: Final = {"kind": GuestKind.INMATE}
-_SIZES: Final = {"Image": 9 * MIB, "initrd.cpio": 2 * MIB, "board.dtb": 3000}
+_SIZES: Final = {
+    "Image": 9 * MIB, "initrd.cpio": 2 * MIB, "board.dtb": 3000, "runphi/initrd": 700 * KIB, "rootfs": 4 * MIB,
+}  # fmt: skip
 
 EXAMPLES: Final = (
     Example(
@@ -98,13 +100,26 @@ EXAMPLES: Final = (
             "net": "net1",
         },
     ),
+    Example(
+        "The process of a container, on a guest kernel with the image's root file system in RAM",
+        "zcu104",
+        _KERNEL,
+        {"kind": GuestKind.LINUX, "id": "shell", "kernel": "Image", "process": ProcessSpec(("sh",), terminal=True)},
+    ),
 )
 
 
 def plan(example: Example, held: tuple[Held, ...] = ()) -> JailhousePlan:
     """Return the plan of an example on a board that is empty unless somebody holds a part of it."""
     board = boards.load(example.board)
-    facts = Facts(board=board, image=example.image, held=held, loader="linux-loader.bin", sizes=dict(_SIZES))
+    facts = Facts(
+        board=board,
+        image=example.image,
+        held=held,
+        loader="linux-loader.bin",
+        initrd="runphi/initrd",
+        sizes=dict(_SIZES),
+    )
     return generator.plan(GuestSpec(rootfs="rootfs", **example.spec), facts)
 
 

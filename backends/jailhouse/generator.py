@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from backends.jailhouse import boot, cellfile, comm, cpu, desk, dev, mem, net
+from backends.jailhouse import boot, cellfile, comm, cpu, desk, dev, mem, net, tree
 from backends.jailhouse.desk import Part
-from backends.jailhouse.plan import CellPlan, Chip, JailhousePlan, Region, SharedDevice
+from backends.jailhouse.plan import CellPlan, Chip, JailhousePlan, Region, SharedDevice, Source
 from runphi_async.errors import PlanError
 from runphi_async.partition import board as boards
 from runphi_async.partition import mounts, ranges
@@ -70,7 +70,7 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
     cpus = cpu.choose(spec, facts)
     memory = mem.choose(spec, facts, template, cpus.rpu)
     channels = comm.choose(spec, facts, template)
-    booting = boot.choose(spec, facts, template, image, memory, channels.kind)
+    booting = boot.choose(spec, facts, template, image, memory, channels)
     network, net_part = net.choose(spec, facts)
     devices = dev.choose(spec, facts, {channels.console.name})
 
@@ -116,13 +116,25 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
         memory_bytes=memory.bytes,
         vcpus=max(1, len(cpus.cpus)),
         pins=cpus.cpus,
-        files=cellfile.artefacts(spec.id, cell),
+        files={**cellfile.artefacts(spec.id, cell), **_tree(facts, cell)},
         channels=spec.channels,
         console=spec.console,
         explain=(*head.explain, *(line for part in parts for line in part.explain), *mounted.explain, *tail.explain),
         cell=cell,
         claims=tail.claims,
+        initrd=(facts.initrd or "") if booting.conf else "",
+        conf_init=booting.conf,
     )
+
+
+def _tree(facts: Facts, cell: CellPlan) -> dict[str, bytes]:
+    """Return the device tree of a Linux cell whose image brings none."""
+    if not any(load.source == tree.FILE for load in cell.loads):
+        return {}
+    console = cell.console
+    alone = console.source is Source.UART and console.input
+    uart = next((uart for uart in facts.board.uart if alone and uart.name == console.name), None)
+    return {tree.FILE: tree.made(facts.board, cell.cpus, uart, cell.devices, cell.vpci_irq_base)}
 
 
 def _console_place(channels: comm.CellComm, facts: Facts) -> Joined | None:

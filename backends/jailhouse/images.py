@@ -2,8 +2,8 @@
 """What is loaded into a cell: files and texts for ``jailhouse cell load``.
 
 The tool copies a file as it is to one address. An ELF file is therefore laid out first: its segments, from the lowest
-address on, become one flat file in the record. Everything is looked at before the tool is called: a load that fails
-has stopped the cell already.
+address on, become one flat file in the record; RAM disk and device tree of a Linux cell lie there too. Everything is
+looked at before the tool is called: a load that fails has stopped the cell already.
 """
 
 from __future__ import annotations
@@ -13,31 +13,19 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from backends.guest import elf
+from backends.jailhouse import linuxfiles
 from backends.jailhouse.plan import Form
 from backends.jailhouse.tool import Image
-from runphi_async.errors import BackendError, UnsupportedError
+from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backends.jailhouse.plan import CellPlan, Load
+    from backends.jailhouse.plan import Load
 
 #: largest flat file made of an ELF file whose room nobody bounds
 FLAT_MAX: Final = 1 << 30
 CHUNK: Final = 1 << 20
-
-
-def refuse_unsupported(cell: CellPlan) -> None:
-    """Refuse a cell that this version cannot load.
-
-    :raises UnsupportedError: and why.
-    """
-    for load in cell.loads:
-        if load.form in (Form.DTB, Form.ROOTFS):
-            raise UnsupportedError(
-                "cannot start a Linux cell: this version plans Linux cells and does not start them yet",
-                "use a bare-metal image (INMATE=), or backend qemu for Linux",
-            )
 
 
 def images(loads: Sequence[Load], directory: str) -> list[Image]:
@@ -58,6 +46,8 @@ def images(loads: Sequence[Load], directory: str) -> list[Image]:
         if load.form is Form.ELF:
             path = os.path.join(directory, f"image-{number}.bin")
             _flatten(load, path)
+        elif load.form in (Form.DTB, Form.ROOTFS):
+            path = linuxfiles.path_of(load, directory)
         _check_size(load, path)
         made.append(Image(load.address, path))
     return made

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec
 
 COLORS_ANNOTATION: Final = "org.runphi.colors"
+#: what the cell's main memory is called among its regions
+RAM: Final = "RAM"
 #: below it a Cortex-R sees its own memory, whatever the board's addresses are
 RPU_LOCAL: Final = 0x10_0000
 
@@ -63,7 +65,7 @@ def choose(spec: GuestSpec, facts: Facts, template: Template, rpu: Rpu | None) -
     start = place.start if wanted is None else wanted
     _check_fits(spec, facts, Range(virt, virt + size), start, rpu)
     flags = LOADABLE_RAM + ((Flag.DMA,) if template.dma else ()) + ((Flag.COLORED,) if colors else ())
-    ram = Region("RAM", place.start, virt, size, flags, colors)
+    ram = Region(RAM, place.start, virt, size, flags, colors)
     claims = [Claim(Kind.MEMORY, place.start, place.end, colors=colors, what="RAM")]
     explain = [decided.explain, f"memory: RAM at {place.start:#x}, which the cell sees at {virt:#x} ({why})"]
     if colors:

@@ -139,9 +139,11 @@ class Form(StrEnum):
     TEXT = "text"
     #: an ELF file: its segments, from the lowest address on
     ELF = "elf"
-    #: a device tree: memory, command line and RAM disk are written into it
+    #: a device tree, of the record where it is no absolute path: memory, command line and so on are written into it
     DTB = "dtb"
-    #: the RAM disk made of the image's root file system
+    #: a RAM disk, as it is
+    RAMDISK = "ramdisk"
+    #: the RAM disk made of our init and the image's root file system
     ROOTFS = "rootfs"
     #: an image for a remote processor, loaded by the root system's remoteproc
     RPU = "rpu"
@@ -187,10 +189,16 @@ class CellPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JailhousePlan(PartitionPlan, frozen=True, omit_defaults=True, kw_only=True):
-    """The plan of a cell, and what it must claim in the ledger."""
+    """The plan of a cell, and what it must claim in the ledger.
+
+    :ivar initrd: the RAM disk with our init, to which configuration and root file system are appended.
+    :ivar conf_init: what that init reads, but for what is known only when the cell is made.
+    """
 
     cell: CellPlan
     claims: tuple[Claim, ...] = ()
+    initrd: str = ""
+    conf_init: bytes = b""
 
     def conf(self) -> tuple[str, ...]:
         """Return the cell in readable lines."""

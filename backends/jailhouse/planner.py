@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
-from backends.guest import elf
+from backends.guest import elf, fdt
+from backends.guest import rootfs as archive
 from backends.jailhouse import boot, generator
 from backends.jailhouse.desk import Facts
-from runphi_async.errors import ConfigError, PlanError
+from runphi_async.errors import ConfigError, PlanError, TreeError
 from runphi_async.partition import board as boards
 from runphi_async.partition import iomem, ranges
 from runphi_async.partition.boot import ImageFormat
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 #: where the driver shows the hypervisor and its cells
 SYSFS: Final = "/sys/devices/jailhouse"
-#: bytes of a file's header and padding in a RAM disk, at most, besides its name
-_ENTRY: Final = 128
 
 
 class JailhousePlanner:
@@ -151,35 +150,44 @@ def gather(
     kernel = config.kernel if os.path.exists(config.kernel) else None
     image = boot.image(spec, kernel)
     facts = elf.inspect(image)
-    files = [] if inmate else [image, spec.ramdisk, spec.dtb or config.dtb]
+    files = [] if inmate else [image, spec.ramdisk, spec.dtb or config.dtb, config.initrd]
     sizes = {path: os.stat(path).st_size for path in files if path is not None and os.path.exists(path)}
     if spec.kind is GuestKind.LINUX:
         sizes[spec.rootfs] = rootfs_size(spec.rootfs, sum(int(part.size) for part in board.memory))
+    dtb = config.dtb if config.dtb in sizes else None
+    if not inmate and (spec.dtb or dtb):
+        _check_tree(spec.dtb or config.dtb)
     return Facts(
         board=board,
         image=facts,
         held=(*held, *strangers(held, seen)),
         kernel=kernel,
-        dtb=config.dtb if config.dtb in sizes else None,
+        dtb=dtb,
         loader=config.loader if os.path.exists(config.loader) else None,
+        initrd=config.initrd if config.initrd in sizes else None,
         sizes=sizes,
         text_offset=_text_offset(image) if facts.format is ImageFormat.ARM64_IMAGE else 0,
     )
 
 
+def _check_tree(path: str) -> None:
+    """Refuse a device tree that cannot be read before anything is made for it."""
+    try:
+        # NONBLOCK: a FIFO in a hostile image must not hang us
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            fdt.parse(file.read(fdt.MAX + 1) or b"")
+    except OSError as exc:
+        raise PlanError(f"cannot read the device tree {path}: {exc.strerror}") from exc
+    except TreeError as exc:
+        raise PlanError(f"cannot use {path}: {exc.msg}", exc.hint) from exc
+
+
 def rootfs_size(rootfs: str, limit: int) -> int:
-    """Return what a RAM disk made of a directory takes at most; looking ends where it exceeds ``limit``."""
-    total = 0
-    for folder, directories, files in os.walk(rootfs):
-        for name in (*directories, *files):
-            try:
-                size = os.lstat(os.path.join(folder, name)).st_size if name in files else 0
-            except OSError:
-                continue  # gone meanwhile
-            total += size + len(os.fsencode(os.path.join(folder, name))) + _ENTRY
-        if total > limit:
-            break
-    return total
+    """Return what a RAM disk made of a directory takes; looking ends where it exceeds ``limit``."""
+    try:
+        return archive.archive_size(rootfs, limit)
+    except OSError as exc:
+        raise PlanError(f"cannot look at the root file system: {exc.filename}: {exc.strerror}") from exc
 
 
 def _text_offset(kernel: str) -> int:

@@ -61,6 +61,7 @@ def board_file(system: model.System, iomem: str | None = None, source: str = "")
         *_ivshmem(system),
         *_rpus(root),
         *_cache(system),
+        *_devicetree(system),
         *_templates(system),
     ]
     return "\n".join(lines) + "\n"
@@ -87,6 +88,10 @@ def _table(table: str, /, **values: object) -> list[str]:
     return lines
 
 
+#: bytes of a CPU's redistributor, of the configuration space of one bus, and of a window for virtual devices
+_REDISTRIBUTOR: Final = 0x20000
+_ECAM: Final = 0x100000
+_WINDOW: Final = 0x10000
 _HEX: Final = ("start", "size", "address", "base", "rw", "output", "protocol", "way_size")
 
 
@@ -226,6 +231,30 @@ def _rpus(root: model.Cell) -> list[str]:
 def _cache(system: model.System) -> list[str]:
     way = system.coloring.way_size
     return _table("cache", way_size=way, colors=f"0-{way // PAGE - 1}") if way >= 2 * PAGE else []
+
+
+def _devicetree(system: model.System) -> list[str]:
+    """Say what device trees are made of, for arm64 with one of the two usual interrupt controllers."""
+    arm = system.platform
+    if system.architecture != model.Arch.ARM64 or not isinstance(arm, model.ArmPlatform):
+        return []
+    cpus = model.bits(system.root_cell.cpu_set)
+    if arm.gicd_base not in {chip.address for chip in system.root_cell.irqchips}:
+        return []
+    if arm.gic_version == 3:
+        kind, parts = "gic-v3", ((arm.gicd_base, 0x10000), (arm.gicr_base, _REDISTRIBUTOR * (max(cpus) + 1)))
+    elif arm.gic_version == 2:
+        kind, parts = "gic-400", ((arm.gicd_base, PAGE), (arm.gicc_base, 2 * PAGE))
+    else:
+        return []
+    lines = _table("devicetree", gic=kind, psci="smc", uart_clock=24_000_000)
+    lines[1:1] = ["# for Linux cells whose image brings no device tree. TODO: the clock of the serial ports"]
+    for start, size in parts:
+        lines += _table("[devicetree.gic_reg]", start=start, size=size)
+    if system.pci_is_virtual and system.pci_mmconfig_base:
+        lines += _table("[devicetree.pci]", start=system.pci_mmconfig_base, size=_ECAM)
+        lines += _table("[devicetree.pci]", start=system.pci_mmconfig_base + _ECAM, size=_WINDOW)
+    return lines
 
 
 def _templates(system: model.System) -> list[str]:

@@ -13,10 +13,10 @@ import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
-from backends.guest import elf
+from backends.guest import elf, rootfs
 from backends.xen import examine as examining
 from backends.xen import hypervisor as hypervisors
-from backends.xen import notes, rootfs
+from backends.xen import notes
 from backends.xen import plan as planning
 from backends.xen.driver import Memory, Tools, XenDriver
 from backends.xen.hypervisor import Hypervisor

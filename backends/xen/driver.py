@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.guest import initrd
+from backends.guest import initrd, rootfs
 from backends.xen import plan as planning
-from backends.xen import rootfs
 from backends.xen.boot import GUEST_INITRD
 from backends.xen.console import Bridge
 from backends.xen.exitcode import End, verdict

@@ -214,6 +214,22 @@ class Templates(_Table, frozen=True, kw_only=True):
     rpu: Template | None = None
 
 
+class DeviceTree(_Table, frozen=True, kw_only=True):
+    """What a Linux cell's kernel must be told of the board when neither image nor configuration brings a device tree.
+
+    CPU n is taken to have affinity n, as on boards with one cluster.
+    """
+
+    gic: Literal["gic-v3", "gic-400"]
+    #: registers of the distributor, and of the redistributors (gic-v3) or the CPU interface (gic-400)
+    gic_reg: tuple[Memory, ...]
+    psci: Literal["smc", "hvc"] = "smc"
+    #: Hertz of the serial ports' clock
+    uart_clock: int = 24_000_000
+    #: configuration space of the cells' virtual PCI host, and a window that is nothing else's for its devices
+    pci: tuple[Memory, ...] = ()
+
+
 class Board(_Table, frozen=True, kw_only=True):
     """One board file."""
 
@@ -237,6 +253,7 @@ class Board(_Table, frozen=True, kw_only=True):
     rpu: tuple[Rpu, ...] = ()
     device: tuple[Device, ...] = ()
     cache: Cache | None = None
+    devicetree: DeviceTree | None = None
     template: Templates
 
     @property

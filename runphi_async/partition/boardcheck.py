@@ -44,6 +44,7 @@ def findings(board: Board) -> list[Finding]:
         _ivshmem,
         _rpus,
         _cache,
+        _devicetree,
         _templates,
     )
     return [finding for check in checks for finding in check(board)]
@@ -213,6 +214,27 @@ def _cache(board: Board) -> Iterator[Finding]:
         if color >= cache.count:
             yield Finding("cache.colors", f"there is no colour {color}: they are 0 to {cache.count - 1}")
             break
+
+
+def _devicetree(board: Board) -> Iterator[Finding]:
+    about = board.devicetree
+    if about is None:
+        return
+    if board.arch != "arm64":
+        yield Finding("devicetree", "device trees are made for arm64 only", "leave it out")
+    if len(about.gic_reg) != 2:
+        yield Finding("devicetree.gic_reg", f"{len(about.gic_reg)} ranges", "distributor, then the second part: 2")
+    elif board.irqchip and about.gic_reg[0].start not in {chip.address for chip in board.irqchip}:
+        where = f"{about.gic_reg[0].start:#x}"
+        yield Finding("devicetree.gic_reg[0]", f"the distributor at {where} is no irqchip of the board")
+    if len(about.pci) not in (0, 2):
+        yield Finding("devicetree.pci", f"{len(about.pci)} ranges", "configuration space and window: 2, or none")
+    for i, part in enumerate(about.pci):
+        for j, other in enumerate(about.gic_reg):
+            if part.range.overlaps(other.range):
+                what = f"{part.range.text()} overlaps devicetree.gic_reg[{j}], {other.range.text()}"
+                # a kernel claims the interrupt controller's range as a whole, and refuses the PCI host then
+                yield Finding(f"devicetree.pci[{i}]", what, "give the redistributors 0x20000 for each CPU")
 
 
 def _templates(board: Board) -> Iterator[Finding]:

@@ -10,11 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from backends.guest import initrd
 from backends.jailhouse import codec
 from runphi_async.config import Config, from_table
 from runphi_async.partition import board as boards
 from runphi_async.testing import fake_jailhouse
-from runphi_async.testing.fake_jailhouse import board, driver, inmates
+from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux
 from runphi_async.testing.fake_jailhouse.place import Place
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class CellBoard:
     """One board in a directory.
 
     :ivar image: a guest for it.
+    :ivar loader: what starts its Linux cells, with the kernel and the RAM disk that they have.
     :ivar rcpu_image: the same for a remote processor.
     """
 
@@ -93,6 +95,10 @@ class CellBoard:
         self.env = {**os.environ, "FAKE_JAILHOUSE": str(self.place.root)}
         self.image = root / "guest.sh"
         self.image.write_bytes(SCRIPT.encode() + bytes(64))
+        self.loader, self.kernel, self.initrd = (root / name for name in ("linux-loader.bin", "Image", "initrd"))
+        self.loader.write_bytes(linux.loader_image())
+        self.kernel.write_bytes(linux.kernel_image())
+        self.initrd.write_bytes(initrd.base_initrd([], b"the fake plays it"))
         self.rcpu_image = root / "motor.elf"
         self.rcpu_image.write_bytes(inmates.rcpu_image(SCRIPT.encode()))
         if enable:
@@ -134,6 +140,10 @@ class CellBoard:
             "tool": TOOL,
             "sysfs": str(self.place.sysfs),
             "system_config": str(self.system),
+            "loader": str(self.loader),
+            "kernel": str(self.kernel),
+            "initrd": str(self.initrd),
+            "dtb": "",
             "firmware": str(self.place.firmware.parent),
             "pause": "shutdown",
         }

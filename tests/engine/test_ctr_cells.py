@@ -13,7 +13,7 @@ import pytest
 
 from runphi_async.testing.cellboard import CellBoard
 from runphi_async.testing.containerd import wait_until
-from tests.engine.harness import ANSWER, DEMO, Engine, exit_code
+from tests.engine.harness import ANSWER, BUSYBOX, DEMO, Engine, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,14 @@ class CellEngine(Engine):
         )  # fmt: skip
         env = {"INMATE": f"host:{self.board.image}"}
         return self.run_args(DEMO, name, tty=tty, detach=detach, env=env, options=options)
+
+    def linux(self, *command: str, tty: bool = False) -> list[str]:
+        """Words that run a process of the busybox image in a Linux cell."""
+        options = (
+            "--annotation", "org.runphi.backend=jailhouse",
+            "--annotation", "org.runphi.console-port=port1",
+        )  # fmt: skip
+        return self.run_args(BUSYBOX, self.name("linux"), *command, tty=tty, env={"LINUX": "1"}, options=options)
 
     def cell(self, name: str, *, port: int | str = 1) -> pexpect.spawn:
         """A cell on a terminal, at its prompt."""
@@ -67,7 +75,7 @@ def cells(place: Path, images: list[Path], board: CellBoard) -> Iterator[CellEng
     engine.board = board
     try:
         engine.start()
-        engine.import_images([path for path in images if path.name.startswith("demo")])
+        engine.import_images([path for path in images if path.name.startswith(("demo", "busybox"))])
         yield engine
     finally:
         left = engine.stop()
@@ -171,3 +179,17 @@ def test_a_cell_that_somebody_destroys_ends_its_container(cells: CellEngine) -> 
     child = cells.cell(name)
     cells.board.run("cell", "destroy", "--name", name)
     assert exit_code(child) == 137
+
+
+def test_a_linux_cell_on_a_terminal(cells: CellEngine) -> None:
+    child = cells.spawn(*cells.linux("/bin/sh", tty=True))
+    child.expect(rb"# ")
+    child.send(b"echo answer $((40 + 2)); [ -t 0 ] && echo on a terminal\n")
+    child.expect(rb"\nanswer 42\r+\non a terminal\r+\n")
+    child.send(b"exit 7\n")
+    assert exit_code(child) == 7
+
+
+def test_a_linux_cell_on_pipes(cells: CellEngine) -> None:
+    done = cells.ctr(*cells.linux("/bin/sh", "-c", "echo out; exit 3"))
+    assert (done.returncode, done.stdout) == (3, "out\n")

@@ -66,7 +66,7 @@ def keys_of(value: Any) -> set[str]:
 def test_the_template_shows_every_key() -> None:
     shown = keys_of(tomllib.loads(Path(boards.BOARDS_DIR, "template.toml").read_text()))
     kinds = (boards.Board, boards.Cpus, boards.Memory, boards.Uart, boards.Irqchip, boards.Comm, boards.Vpci)
-    more = (boards.Ivshmem, boards.Rpu, boards.Device, boards.Cache, boards.Template)
+    more = (boards.Ivshmem, boards.Rpu, boards.Device, boards.Cache, boards.DeviceTree, boards.Template)
     assert {key for kind in (*kinds, *more) for key in kind.__struct_fields__} <= shown
 
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.jailhouse import examples, generator
+from backends.guest import fdt
+from backends.jailhouse import examples, generator, tree
 from backends.jailhouse.desk import Facts
 from backends.jailhouse.plan import Flag, Form, JailhousePlan, Source, Virtual
 from runphi_async.config import Size
@@ -129,7 +130,7 @@ def test_a_linux_cell_is_laid_out_as_the_tool_does() -> None:
         (Form.RAW, 0),
         (Form.TEXT, 0x1000),
         (Form.RAW, 0x7028_0000),
-        (Form.RAW, 0x7028_0000 + 5 * (9 * MIB + 4096)),
+        (Form.RAMDISK, 0x7028_0000 + 2 * (9 * MIB + 4096)),
         (Form.DTB, 0x7000_0000),
     ]
     assert cell.loads[1].source == "kernel=0x70280000 dtb=0x70000000"
@@ -207,8 +208,12 @@ def test_a_remote_processor_comes_with_its_memory() -> None:
         ({"cmdline": "x" * 256}, "its command line: it has 256 bytes; at most 255"),
         ({**LINUX, "image": ImageFacts(ImageFormat.GZIP, 9)}, "it is gzip, not an uncompressed arm64 kernel"),
         ({**LINUX, "facts": {"loader": None}}, "Jailhouse's linux-loader.bin is missing; set jailhouse.loader"),
-        ({**LINUX, "dtb": None}, "cannot boot a Linux cell: there is no device tree"),
-        ({**LINUX, "memory_limit": 48 * MIB}, "they end at 0x732"),
+        (
+            {**LINUX, "dtb": None, "board": changed(QEMU, devicetree=None)},
+            'there is no device tree; name one with "dtb", set jailhouse.dtb, or add [devicetree] to the board file',
+        ),
+        ({**LINUX, "memory_limit": 32 * MIB, "facts": {"sizes": {**SIZES, "/k/initrd": 20 * MIB}}}, "they end at 0x7"),
+        ({**LINUX, "cmdline": "x" * 2048}, "cannot give the kernel its command line: it has 2066 bytes; at most 2047"),
         ({**LINUX, "kernel": None}, "there is no guest kernel; run bin/prepare-guest or set jailhouse.kernel"),
         ({"net": "wlan"}, "cannot give the cell network 'wlan': board 'qemu-arm64' has no such device; it has: net0"),
         (
@@ -400,11 +405,60 @@ def test_an_active_region_keeps_its_time_limit() -> None:
     assert (plan(active).cell.passive, plan(active).cell.reply_timeout) == (False, 5)
 
 
+GUEST: dict[str, Any] = {
+    "image": KERNEL,
+    "kind": GuestKind.LINUX,
+    "inmate": None,
+    "process": ProcessSpec(("sh", "-c", "exit 3"), terminal=True),
+    "facts": {"kernel": "/k/Image", "initrd": "/k/init", "sizes": {**SIZES, "/k/init": 700_000}},
+}
+
+
 def test_a_linux_guest_of_the_image_carries_its_rootfs() -> None:
-    facts = {"kernel": "/k/Image", "dtb": "/k/dtb"}
-    found = plan(image=KERNEL, kind=GuestKind.LINUX, inmate=None, process=ProcessSpec(("sh",)), facts=facts)
-    assert [load.form for load in found.cell.loads] == [Form.RAW, Form.TEXT, Form.RAW, Form.ROOTFS, Form.DTB]
-    assert any("what its processes print is lost" in line for line in found.explain)
+    found = plan(**GUEST, **annotated(console_port="virtual"))
+    cell = found.cell
+    assert [load.form for load in cell.loads] == [Form.RAW, Form.TEXT, Form.RAW, Form.ROOTFS, Form.DTB]
+    assert (cell.loads[0].size, cell.loads[3].source, cell.loads[4].source) == (0x10000, "/r", tree.FILE)
+    assert cell.cmdline == "console=jailhouse quiet loglevel=2 printk.time=0 printk.devkmsg=on"
+    assert found.initrd == "/k/init"
+    assert found.conf_init.split(b"\0")[-4:] == [b"rootfs=ramdisk", b"console=kmsg", b"comm=0x80000000", b""]
+    assert any("init makes lines of the kernel's log" in line for line in found.explain)
+    made = fdt.parse(found.files[tree.FILE]).root
+    assert [node.name for node in made.children[1].children] == ["cpu@1"]
+    assert made.child("serial") is None
+
+
+def test_a_linux_guest_on_a_port_of_its_own_is_told_so() -> None:
+    found = plan(ZCU, **GUEST, net="net1")
+    assert found.cell.cmdline == "console=ttyPS0,115200 quiet loglevel=1"
+    assert b"console=/dev/ttyPS0\0" in found.conf_init
+    made = fdt.parse(found.files[tree.FILE]).root
+    serial, pci = made.child("serial"), made.child("pci")
+    assert serial is not None
+    assert pci is not None
+    assert serial.props["interrupts"] == fdt.cells(0, 22, 4)
+    assert fdt.cells(0, 0, 0, 1, 1, 0, found.cell.vpci_irq_base, 1) in pci.props["interrupt-map"]
+    assert made.child("memory") is None  # that comes with the RAM disk's size, when the cell is made
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (annotated(console_port="uart0"), "console 'uart0': its processes cannot print there without its interrupt"),
+        (
+            {"ramdisk": "/k/initrd"},
+            "cannot use RAM disk /k/initrd: a Linux guest on the image",
+        ),
+        ({"process": None}, "the container has no process"),
+        ({"facts": {**GUEST["facts"], "initrd": None}}, "set jailhouse.initrd"),
+        (
+            {"facts": {**GUEST["facts"], "sizes": {**SIZES, "/k/init": 1, "/r": 70 * MIB}}},
+            "unpack a root file system of",
+        ),
+    ],
+)
+def test_what_a_linux_guest_cannot_have_is_refused(asked: dict[str, Any], words: str) -> None:
+    assert words in refusal(**{**GUEST, **asked})
 
 
 # Section: names

@@ -119,6 +119,12 @@ static void set(struct conf *conf, const char *key, char *value, size_t *args, s
 		conf->tty = atoi(value) != 0;
 	else if (strcmp(key, "rootfs") == 0)
 		conf->rootfs = value;
+	else if (strcmp(key, "console") == 0)
+		conf->console = value;
+	else if (strcmp(key, "mark") == 0)
+		conf->mark = value;
+	else if (strcmp(key, "comm") == 0)
+		conf->comm = strtoul(value, NULL, 0);
 	else if (strcmp(key, "readonly") == 0)
 		conf->readonly = atoi(value) != 0;
 	else if (strcmp(key, "own-mounts") == 0)

@@ -33,7 +33,8 @@
 /* A device shows up some milliseconds after its driver is loaded; software emulation may need far more. */
 #define DEVICE_WAIT_MS 10000
 
-static struct ports ports = { -1, -1 };
+static struct ports ports = { -1, -1, NULL };
+static struct conf conf;
 
 static _Noreturn void power_off(void)
 {
@@ -46,7 +47,14 @@ static _Noreturn void power_off(void)
 
 static _Noreturn void fail(const char *what)
 {
+	char text[200];
+
 	fprintf(stderr, "init: cannot %s: %s\n", what, strerror(errno)); /* the kernel's console */
+	if (conf.console) {
+		snprintf(text, sizeof(text), "error=cannot %s: %s", what, strerror(errno));
+		cell_say(&conf, ports.console, text);
+		cell_end(&conf, ports.console, EXIT_CANNOT_RUN);
+	}
 	control_send(ports.control, "error cannot %s: %s", what, strerror(errno));
 	control_send(ports.control, "exit %d", EXIT_CANNOT_RUN);
 	power_off();
@@ -132,16 +140,23 @@ static void open_ports(int devices)
 	struct pollfd news = { .fd = devices, .events = POLLIN };
 	char event[4096];
 
-	ports.control = xen_control();
+	if (!conf.console)
+		ports.control = xen_control();
 	for (;;) {
-		if (ports.control < 0)
-			ports.control = open_port(CONTROL_PORT);
-		if (ports.console < 0)
-			ports.console = open_port(CONSOLE_PORT);
-		if (ports.control >= 0 && ports.console < 0)
-			ports.console = open_hvc();
-		if (ports.control >= 0 && ports.console >= 0)
-			return;
+		if (conf.console) {
+			ports.console = cell_console(&conf);
+			if (ports.console >= 0)
+				return;
+		} else {
+			if (ports.control < 0)
+				ports.control = open_port(CONTROL_PORT);
+			if (ports.console < 0)
+				ports.console = open_port(CONSOLE_PORT);
+			if (ports.control >= 0 && ports.console < 0)
+				ports.console = open_hvc();
+			if (ports.control >= 0 && ports.console >= 0)
+				return;
+		}
 		if (poll(&news, 1, DEVICE_WAIT_MS) <= 0) {
 			errno = ENODEV;
 			fail("open the ports to the host");
@@ -238,7 +253,6 @@ static void loopback_up(void)
 int main(void)
 {
 	struct process process;
-	struct conf conf;
 	char error[256];
 	const char *failed;
 	sigset_t children;
@@ -273,10 +287,19 @@ int main(void)
 	code = process_start(&conf, &process, error, sizeof(error));
 	if (code == 0) {
 		control_send(ports.control, "ready");
+		cell_say(&conf, ports.console, "ready");
+		ports.mark = conf.mark;
 		code = relay(&ports, &process, conf.tty);
+	} else if (conf.console) {
+		char word[sizeof(error) + 8];
+
+		snprintf(word, sizeof(word), "error=%s", error);
+		cell_say(&conf, ports.console, word);
 	} else {
 		control_send(ports.control, "error %s", error);
 	}
+	if (conf.console)
+		cell_end(&conf, ports.console, code);
 	control_send(ports.control, "exit %d", code);
 	sync();
 	power_off();

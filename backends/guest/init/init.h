@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Parts of the guest's init: init.c boots, conf.c reads /runphi.conf, mounts.c makes the container's mounts, net.c sets
- * its interfaces up, process.c starts the process, relay.c serves it, xen.c carries the control port of a Xen guest.
+ * its interfaces up, process.c starts the process, relay.c serves it, xen.c carries the control port of a Xen guest,
+ * cell.c the words of a Jailhouse cell.
  *
  * The control port speaks lines. To the host:
  *   ready                the process runs
@@ -16,6 +17,8 @@
  *   nic, addr, route     what the interfaces are to be like, ended by `net-done`; see net.c. Only before `ready`, and
  *                        only when /runphi.conf says `net=1`
  *   poweroff             the end; a process that still runs is killed
+ *
+ * A Jailhouse cell has a console and no control port: the same words stand on the console, see cell.c.
  */
 #ifndef INIT_H
 #define INIT_H
@@ -61,6 +64,9 @@ struct conf {
 	int rows, cols;
 	bool tty;
 	bool readonly;
+	const char *console; /* of a cell: a terminal's path, or "kmsg" */
+	const char *mark;    /* of a cell: what marks our own words on the console */
+	unsigned long comm;  /* of a cell: address of its communication region, 0 = it has none */
 	/* where the image is: "share" (`rootfs` in the virtiofs share), "ramdisk" (in /rootfs already), "disk" (/dev/xvda) */
 	const char *rootfs;
 	struct mount_record *mounts;
@@ -79,6 +85,7 @@ struct process {
 struct ports {
 	int console;
 	int control;
+	const char *mark; /* what marks words on the console of a cell; NULL = there are none */
 };
 
 void conf_read(struct conf *conf, const char *path);
@@ -99,6 +106,12 @@ int process_start(const struct conf *conf, struct process *process, char *error,
 int relay(const struct ports *ports, struct process *process, bool tty);
 
 void control_send(int control, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Opens the console of a Jailhouse cell; -1 = it is not there yet. */
+int cell_console(const struct conf *conf);
+/* Says something on its console. */
+void cell_say(const struct conf *conf, int console, const char *word);
+/* Says how the process ended, on the console and in the communication region, and waits to be stopped. */
+_Noreturn void cell_end(const struct conf *conf, int console, int code);
 /* Keeps a line that came too early for relay(). */
 void control_hold(const char *line);
 /* Returns the control port of a Xen guest, -1 when this is none. */

@@ -23,6 +23,11 @@
 
 /* The port's driver takes at most this much in one write. */
 #define CHUNK 32768
+/* How every word on a cell's console begins; the mark and a colon follow. */
+#define WORD_BEGIN "\033_runphi:"
+#define WORD_BEGIN_MAX 80
+/* A lone ESC may be a key or the beginning of a word, whose next byte is here long before that. */
+#define KEY_MS 50
 
 struct buffer {
 	char data[CHUNK];
@@ -43,6 +48,9 @@ struct relay {
 	struct buffer input, output;
 	char line[256];
 	size_t line_len;
+	char begin[WORD_BEGIN_MAX]; /* of a word among the input, empty: there are none */
+	size_t begun;               /* so many bytes of it were here last */
+	bool in_word;
 };
 
 static bool empty(const struct buffer *buffer)
@@ -50,10 +58,10 @@ static bool empty(const struct buffer *buffer)
 	return buffer->start == buffer->end;
 }
 
-/* Returns false when there will never be more to read. */
+/* Returns false when there will never be more to read. Room is left for what may be given back. */
 static bool fill(struct buffer *buffer, int fd, unsigned long long *total)
 {
-	ssize_t n = read(fd, buffer->data, sizeof(buffer->data));
+	ssize_t n = read(fd, buffer->data, sizeof(buffer->data) - WORD_BEGIN_MAX);
 
 	if (n > 0) {
 		buffer->start = 0;
@@ -164,6 +172,62 @@ static void read_commands(struct relay *r)
 	}
 }
 
+/* Returns whether a byte of the input is the process's; a word's bytes are kept until it is whole. */
+static bool is_plain(struct relay *r, char byte)
+{
+	if (!r->in_word)
+		return true;
+	if (byte == '\\' && r->line_len && r->line[r->line_len - 1] == '\033') {
+		r->line[r->line_len - 1] = '\0';
+		command(r, r->line);
+		r->in_word = false;
+	} else if (r->line_len < sizeof(r->line) - 1) {
+		r->line[r->line_len++] = byte;
+	} else {
+		r->in_word = false; /* it lost its end */
+	}
+	return false;
+}
+
+/* Takes the host's words out of what was read; a beginning that was none is given back in front of what follows. */
+static void take_words(struct relay *r)
+{
+	static char plain[CHUNK];
+	size_t size = 0;
+
+	for (size_t i = r->input.start; i < r->input.end; i++) {
+		char byte = r->input.data[i];
+
+		if (!is_plain(r, byte))
+			continue;
+		if (byte != r->begin[r->begun] && r->begun) {
+			memcpy(plain + size, r->begin, r->begun);
+			size += r->begun;
+			r->begun = 0;
+		}
+		if (byte != r->begin[r->begun]) {
+			plain[size++] = byte;
+		} else if (!r->begin[++r->begun]) {
+			r->begun = r->line_len = 0;
+			r->in_word = true;
+		}
+	}
+	memcpy(r->input.data, plain, size);
+	r->input.start = 0;
+	r->input.end = size;
+}
+
+/* Nothing came behind what could have been the beginning of a word: it was typed. */
+static void give_back(struct relay *r)
+{
+	if (!r->begun || !empty(&r->input))
+		return;
+	memcpy(r->input.data, r->begin, r->begun);
+	r->input.start = 0;
+	r->input.end = r->begun;
+	r->begun = 0;
+}
+
 void control_wait_poweroff(int control)
 {
 	struct ports ports = { .console = -1, .control = control };
@@ -196,8 +260,11 @@ static void move_input(struct relay *r, short port_events, short process_events)
 {
 	bool more = true;
 
-	if (empty(&r->input) && (port_events & POLLIN))
+	if (empty(&r->input) && (port_events & POLLIN)) {
 		more = fill(&r->input, r->ports->console, &r->received);
+		if (*r->begin)
+			take_words(r);
+	}
 	if (!empty(&r->input) && ((process_events & (POLLOUT | POLLERR)) || port_events & POLLIN) &&
 	    !empty_into(&r->input, r->process->input))
 		close_input(r);
@@ -229,6 +296,8 @@ int relay(const struct ports *ports, struct process *process, bool tty)
 	r.process = process;
 	r.tty = tty;
 	r.alive = true;
+	if (ports->mark)
+		snprintf(r.begin, sizeof(r.begin), WORD_BEGIN "%s:", ports->mark);
 	sigemptyset(&children);
 	sigaddset(&children, SIGCHLD);
 	died = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK); /* main() blocked it before the first child */
@@ -236,22 +305,28 @@ int relay(const struct ports *ports, struct process *process, bool tty)
 	for (size_t at = 0; at < held_len; at += strlen(held + at) + 1)
 		command(&r, held + at);
 	while (r.alive || more_output || !empty(&r.output)) {
-		bool input_open = process->input >= 0;
+		/* of a cell also behind the end of the input: words may come */
+		bool input_open = process->input >= 0 || *r.begin;
 		struct pollfd fds[] = {
 			{ .fd = died, .events = POLLIN },
 			{ .fd = ports->control, .events = POLLIN },
 			/* one entry an fd and direction: a port that has hung up must not keep poll() awake */
 			{ .fd = input_open && empty(&r.input) ? ports->console : -1, .events = POLLIN },
 			{ .fd = empty(&r.output) ? -1 : ports->console, .events = POLLOUT },
-			{ .fd = input_open && !empty(&r.input) ? process->input : -1, .events = POLLOUT },
+			{ .fd = empty(&r.input) ? -1 : process->input, .events = POLLOUT },
 			{ .fd = more_output && empty(&r.output) ? process->output : -1, .events = POLLIN },
 		};
 
 		/* an `eof` without a number is over when the port has nothing more right now */
 		bool look_only = r.eof && !r.eof_at && input_open && empty(&r.input);
 
-		if (poll(fds, sizeof(fds) / sizeof(fds[0]), look_only ? 0 : -1) < 0 && errno != EINTR)
+		int wait = look_only ? 0 : r.begun ? KEY_MS : -1;
+		int ready = poll(fds, sizeof(fds) / sizeof(fds[0]), wait);
+
+		if (ready < 0 && errno != EINTR)
 			break;
+		if (ready == 0)
+			give_back(&r);
 		if (fds[0].revents) {
 			struct signalfd_siginfo info;
 

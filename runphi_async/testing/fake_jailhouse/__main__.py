@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.jailhouse import codec
-from runphi_async.testing.fake_jailhouse import board, driver, inmates, link
+from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, linux
 from runphi_async.testing.fake_jailhouse.place import Errno, Place
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def write_files(folder: Path) -> None:
         (folder / f"{name}.cell").write_bytes(codec.encode(config))
     for name in inmates.PROGRAMS:
         (folder / f"{name}.bin").write_bytes(inmates.image(name))
+    (folder / "linux-loader.bin").write_bytes(linux.loader_image())
+    (folder / "Image").write_bytes(linux.kernel_image())
 
 
 if __name__ == "__main__":

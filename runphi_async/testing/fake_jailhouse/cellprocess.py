@@ -11,17 +11,20 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import tty
 from typing import TYPE_CHECKING, Any, Final
 
 from backends.jailhouse import codec, model
-from backends.jailhouse.model import CellFlag, System
+from backends.jailhouse.model import CellFlag, Mem, System
 from runphi_async.testing.fake_jailhouse import hvc, inmates, link, vpci
 from runphi_async.testing.fake_jailhouse.place import start_time
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from runphi_async.testing.fake_jailhouse.tree import Tree
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from runphi_async.testing.fake_jailhouse.place import Place
 
 #: Values of a cell's state.
@@ -38,6 +41,8 @@ LOOPS: Final = 10**8
 LONGEST: Final = 2.0
 #: Seconds between two looks at whether the board still exists; a test may have removed it.
 LOOK: Final = 1.0
+#: Seconds that a Linux guest waits for somebody to read its UART before bytes are lost.
+READER: Final = 5.0
 #: Bytes of memory that are looked at for a program, and where the demos' command line lies.
 PROGRAM_MAX: Final = 1 << 20
 COMMAND_LINE: Final = 0x1000
@@ -171,6 +176,46 @@ class CellProcess:
         if self._hvc is not None:
             await self._hvc.flush()
 
+    async def write_all(self, data: bytes) -> None:
+        """Print at the pace of whoever reads the UART, as far as one does."""
+        if self.config.flags & CellFlag.VIRTUAL_CONSOLE_ACTIVE:
+            self._ring.write(data)
+        if self._uart is not None:
+            await self._uart.write_all(data)
+        if self._hvc is not None:
+            self._hvc.write(data)
+            await self._hvc.flush()
+
+    @property
+    def has_hvc(self) -> bool:
+        """Whether it has a console in shared memory."""
+        return self._hvc is not None
+
+    def memory(self, address: int, size: int) -> bytes:
+        """Return what the cell sees at an address; less where the region ends, nothing where there is none."""
+        for region in self.config.memory:
+            if region.virt_start <= address < region.virt_start + region.size:
+                offset = address - region.virt_start
+                with open(self._place.memory, "rb") as memory:
+                    memory.seek(region.phys_start + offset)
+                    return memory.read(min(size, region.size - offset))
+        return b""
+
+    def log(self, text: str) -> None:
+        """Append a line to the kernel log of the board."""
+        self._place.dmesg(text)
+
+    def scratch(self) -> Path:
+        """Return an empty directory for the guest."""
+        path = self._place.run / f"{self._number}.root"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o755)
+        return path
+
+    def has_state(self, address: int) -> bool:
+        """Whether the communication region is at an address."""
+        return any(r.virt_start == address and r.flags & Mem.COMM_REGION for r in self.config.memory)
+
     def set_state(self, state: int) -> None:
         """Write the state into the communication region, whatever it is."""
         if not self._remote:
@@ -248,18 +293,9 @@ class CellProcess:
             await inmates.run(self, program, "", self._place.run / f"{self._number}.image")
             return
         base = self.config.cpu_reset_address
-        program = self._memory(base, PROGRAM_MAX).partition(b"\0")[0]
-        words = self._memory(base + COMMAND_LINE, COMMAND_LINE_MAX).partition(b"\0")[0]
+        program = self.memory(base, PROGRAM_MAX).partition(b"\0")[0]
+        words = self.memory(base + COMMAND_LINE, COMMAND_LINE_MAX).partition(b"\0")[0]
         await inmates.run(self, program, words.decode("latin-1"), self._place.run / f"{self._number}.image")
-
-    def _memory(self, address: int, size: int) -> bytes:
-        for region in self.config.memory:
-            if region.virt_start <= address < region.virt_start + region.size:
-                offset = address - region.virt_start
-                with open(self._place.memory, "rb") as memory:
-                    memory.seek(region.phys_start + offset)
-                    return memory.read(min(size, region.size - offset))
-        return b""
 
 
 class _Uart:
@@ -287,6 +323,23 @@ class _Uart:
         """Send."""
         with contextlib.suppress(OSError):
             os.write(self._near, data)
+
+    async def write_all(self, data: bytes) -> None:
+        """Send; wait for the reader as long as one reads at all."""
+        loop = asyncio.get_running_loop()
+        while data:
+            try:
+                data = data[os.write(self._near, data) :]
+            except BlockingIOError:
+                room = asyncio.Event()
+                loop.add_writer(self._near, room.set)
+                try:
+                    async with asyncio.timeout(READER):
+                        await room.wait()
+                except TimeoutError:
+                    return
+                finally:
+                    loop.remove_writer(self._near)
 
     def close(self) -> None:
         """Let go of it; another cell may have taken it over."""

@@ -2,7 +2,8 @@
 """Guest programs of the fake's cells.
 
 An image that begins with ``#!fake:NAME`` is one of the programs here, one that begins with ``#!/`` is run as the
-script it is, with the cell's UART as its stdin and the cell's console as its stdout. Any other image, such as a real
+script it is, with the cell's UART as its stdin and the cell's console as its stdout. Where the command line names a
+kernel and a device tree the image is Jailhouse's Linux loader, see ``linux.py``. Any other image, such as a real
 inmate, is played by ``demo``.
 """
 
@@ -15,6 +16,8 @@ import signal
 import struct
 from asyncio.subprocess import PIPE, STDOUT
 from typing import TYPE_CHECKING, Final
+
+from runphi_async.testing.fake_jailhouse import linux
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -69,6 +72,9 @@ async def run(cell: CellProcess, program: bytes, words: str, path: Path) -> None
     guest = Guest(cell, words)
     if program.startswith(b"#!/"):
         await _script(guest, program, path)
+        return
+    if {"kernel", "dtb"} <= guest.args.keys():
+        await linux.run(guest)
         return
     name = program.removeprefix(b"#!fake:").split(b"\n")[0].decode("latin-1")
     if program:  # without an image a real CPU runs whatever is there; nothing is seen of that

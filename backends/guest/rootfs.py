@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Linux guest on Xen gets the image's root filesystem: in its RAM disk, or on a disk made of it.
+"""How a Linux guest without a file server gets the image's root filesystem: in its RAM disk, or on a disk made of it.
 
-9pfs, what virtiofs is for QEMU guests, needs a device model and a guest kernel with 9p; Debian's small kernel has
-none. So the guest gets a copy, and what it writes ends with it (docs/explanation/xen.md has the measurements).
-Both are made by walking the tree with owners, modes, links and device nodes as they are.
+On Xen 9pfs, what virtiofs is for QEMU guests, needs a device model and a guest kernel with 9p; Debian's small kernel
+has none. A Jailhouse cell has nothing of the kind at all. So the guest gets a copy, and what it writes ends with it
+(docs/explanation/xen.md has the measurements). Both are made by walking the tree with owners, modes, links and device
+nodes as they are.
 """
 
 from __future__ import annotations
@@ -58,6 +59,26 @@ def _walk(rootfs: str) -> Iterator[tuple[str, os.stat_result]]:
                     waiting.append(path)
 
 
+def archive_size(rootfs: str, limit: int) -> int:
+    """Return the bytes of what ``append_archive`` writes; looking ends where they exceed ``limit`` (blocks)."""
+    total = _length(TREE.encode(), 0) + _length(_TRAILER, 0)
+    seen: set[tuple[int, int]] = set()
+    for path, status in _walk(rootfs):
+        key, size = (status.st_dev, status.st_ino), 0
+        if stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and key not in seen):
+            size = status.st_size
+        seen.add(key)
+        total += _length(os.fsencode(f"{TREE}/{path}"), size)
+        if total > limit:
+            break
+    return total
+
+
+def _length(name: bytes, size: int) -> int:
+    head = len(_MAGIC) + 13 * 8 + len(name) + 1
+    return head + -head % 4 + size + -size % 4
+
+
 def append_archive(out: BinaryIO, rootfs: str) -> None:
     """Append a tree to a RAM disk as a cpio archive, below ``rootfs/`` (blocks).
 
@@ -90,7 +111,9 @@ def append_archive(out: BinaryIO, rootfs: str) -> None:
 def _file(out: BinaryIO, path: str, name: bytes, status: os.stat_result, number: int, *, whole: bool) -> None:
     size = status.st_size if whole else 0
     if size > 0xFFFF_FFFF:
-        raise BackendError(f"cannot pack the root filesystem: {path} is too large", "org.runphi.xen.rootfs=disk")
+        raise BackendError(
+            f"cannot pack the root filesystem: {path} is too large", "a RAM disk holds files below 4 GiB"
+        )
     _header(out, name, status, number, size)
     if size == 0:
         return

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image's files get into a Linux guest on Xen, checked with the tools that read such things; and PV notes."""
+"""How an image's files get into a Linux guest without a file server, checked with the tools that read such things."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import stat
-import struct
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.qemu.accel import probe_image
-from backends.xen import notes, rootfs
+from backends.guest import rootfs
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -61,6 +59,16 @@ def test_the_archive_is_the_tree(tree: Path, tmp_path: Path) -> None:
     assert (new / "etc" / "odd\udcff name").read_bytes() == b"abc"
 
 
+def test_the_size_of_an_archive_is_known_before(tree: Path, tmp_path: Path) -> None:
+    (tree / "to-dir").symlink_to("etc")
+    (tree / ("long" * 60)).write_bytes(b"12345")
+    out = tmp_path / "archive"
+    with out.open("wb") as file:
+        rootfs.append_archive(file, str(tree))
+    assert rootfs.archive_size(str(tree), 1 << 30) == out.stat().st_size
+    assert 1000 < rootfs.archive_size(str(tree), 1000) < out.stat().st_size
+
+
 def test_a_link_is_counted_once(tree: Path) -> None:
     size = rootfs.measure(str(tree))
     (tree / "more").write_bytes(b"x" * 8192)
@@ -92,36 +100,3 @@ async def test_a_disk_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(BackendError, match="cannot make a disk of the root filesystem"):
         await rootfs.make_disk(str(disk), "/nonexistent", 0)
     assert not disk.exists()
-
-
-def note(kind: int, value: bytes) -> bytes:
-    return struct.pack("<III4s", 4, len(value), kind, b"Xen\0") + value + b"\0" * (-len(value) % 4)
-
-
-@pytest.mark.parametrize(
-    ("held", "pv"),
-    [
-        (note(1, bytes(8)) + note(3, bytes(8)), True),
-        (note(5, b"xen-3.0\0") + note(3, bytes(8)) + note(1, bytes(8)), True),
-        (note(1, bytes(8)), False),
-        (note(18, bytes(4)), False),
-        (note(1, bytes(8))[:-4] + b"\xff\xff\xff\xff" * 3, False),
-        (b"", False),
-    ],
-)
-def test_pv_notes(tmp_path: Path, held: bytes, pv: bool) -> None:
-    image = bytearray(probe_image())
-    offset = len(image)
-    # the second program header is the note segment
-    struct.pack_into("<IIQQQQQQ", image, 64 + 56, 4, 4, offset, 0, 0, len(held), len(held), 4)
-    path = tmp_path / "image"
-    path.write_bytes(bytes(image) + held)
-    assert notes.is_pv_kernel(str(path)) is pv
-
-
-def test_what_is_no_elf_may_hide_them(tmp_path: Path) -> None:
-    path = tmp_path / "bzimage"
-    path.write_bytes(bytes(600))
-    assert notes.is_pv_kernel(str(path))
-    path.write_bytes(b"\x7fELF\x01\x01" + bytes(600))
-    assert not notes.is_pv_kernel(str(path))
