@@ -18,7 +18,7 @@ from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import Form, Load, Source
 from runphi_async.errors import PlanError
 from runphi_async.partition import board as boards
-from runphi_async.partition import boot
+from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
 from runphi_async.partition.units import MIB, human, round_up
 
@@ -160,7 +160,9 @@ def _conf(spec: GuestSpec, facts: Facts, console: Console) -> bytes:
         return b""
     process, _ = boot.linux_process(spec, b"" if facts.initrd else None, SETTING)
     more = (("console", console.device), ("comm", f"{facts.board.comm.address:#x}"))
-    return initrd.container_conf(process, readonly=spec.readonly_root, rootfs="ramdisk") + initrd.records(*more)
+    inside = mounts.decide(spec, shares=False).guest
+    conf = initrd.container_conf(process, readonly=spec.readonly_root, rootfs="ramdisk", mounts=inside)
+    return conf + initrd.records(*more)
 
 
 def _disk(spec: GuestSpec, facts: Facts, conf: bytes) -> tuple[Form, str, int] | None:
