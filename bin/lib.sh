@@ -74,10 +74,10 @@ apt_need() {
     step "installing ${missing[*]} (once, a minute or two)"
     export DEBIAN_FRONTEND=noninteractive
     attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
-        apt-get -q update
+        apt-get -q -o Acquire::Retries=3 update
     case " ${missing[*]} " in *" docker.io "*) forbid_services ;; esac
     attempt "cannot install ${missing[*]}" "run: apt-get install ${missing[*]}" \
-        apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 install "${missing[@]}"
+        apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 install "${missing[@]}"
     allow_services
 }
 

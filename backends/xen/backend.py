@@ -7,6 +7,7 @@ import contextlib
 import glob
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -20,7 +21,8 @@ from backends.xen import notes
 from backends.xen import plan as planning
 from backends.xen.driver import Memory, Tools, XenDriver
 from backends.xen.hypervisor import Hypervisor
-from backends.xen.machine import HostFacts
+from backends.xen.machine import HostFacts, Pool, wish
+from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
 from runphi_async.errors import BackendError, PlanError
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 _decoder = msgspec.json.Decoder(Memory)
 #: What libxl runs as device model when the configuration of a domain names none. Source: Debian's xen-utils.
 DEVICE_MODELS: Final = ("/usr/libexec/xen-qemu-system-i386", "/usr/lib/xen-*/bin/qemu-system-i386")
+#: Where xl itself lies, and not the script that Debian puts before it.
+XL_PROGRAMS: Final = ("/usr/lib/xen-*/bin/xl", "/usr/sbin/xl", "/usr/local/sbin/xl")
 _INFO: Final = re.compile(r"^(\w+)\s*: ?(.*)$", re.MULTILINE)
 
 
@@ -101,15 +105,16 @@ class XenBackend:
         facts, pv_note = await anyio.to_thread.run_sync(self._gather, spec, info, free, pools)
         return planning.plan(spec, facts, self._config, pv_note=pv_note)
 
-    async def _pools(self, spec: GuestSpec) -> tuple[str, ...]:
-        """Return the cpupools, if the container asks for one: that costs a process."""
-        if "org.runphi.xen.pool" not in spec.annotations:
+    async def _pools(self, spec: GuestSpec) -> tuple[Pool, ...]:
+        """Return the cpupools, if the container asks for one: that costs two processes."""
+        if wish(spec, "pool") is None:
             return ()
-        text = await self._xen().xl.must("list the cpupools", "cpupool-list")
-        return tuple(line.split()[0] for line in text.splitlines()[1:] if line.strip())
+        xl = self._xen().xl
+        table = await xl.must("list the cpupools", "cpupool-list")
+        return parse_pools(table, await xl.must("list the CPUs of the cpupools", "cpupool-list", "-c"))
 
     def _gather(
-        self, spec: GuestSpec, info: dict[str, str], free: int, pools: tuple[str, ...]
+        self, spec: GuestSpec, info: dict[str, str], free: int, pools: tuple[Pool, ...]
     ) -> tuple[HostFacts, bool]:
         image = boot.boot_image(spec, self._config.kernel)
         linux = spec.kind is GuestKind.LINUX
@@ -122,6 +127,7 @@ class XenBackend:
             hvm=self._has_hvm(),
             device_model=next(iter(sorted(path for pattern in DEVICE_MODELS for path in glob.glob(pattern))), None),
             image=elf.inspect(image),
+            static_shm=wish(spec, "static-shm") is not None and _knows("static_shm"),
             page_size=os.sysconf("SC_PAGE_SIZE"),
             initrd=_initrd(self._config.initrd) if linux else None,
             rootfs_bytes=_measure(spec.rootfs) if linux else 0,
@@ -152,6 +158,12 @@ class XenBackend:
 
     def _tools(self) -> Tools:
         return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds)
+
+
+def _knows(key: str) -> bool:
+    """Whether xl has a key: it takes those it does not know without a word, so its programs are read (blocks)."""
+    paths = [path for pattern in XL_PROGRAMS for path in glob.glob(pattern)]
+    return any(key.encode() in Path(path).read_bytes() for path in paths)
 
 
 def _initrd(path: str) -> bytes | None:

@@ -56,6 +56,12 @@ def guest_type(spec: GuestSpec, boot: Boot, facts: HostFacts, pv_note: bool) -> 
         )
     if chosen is Type.HVM and facts.device_model is None:
         raise PlanError("cannot run an HVM guest: there is no device model", "apt-get install qemu-system-xen in dom0")
+    if chosen is Type.HVM and boot.facts.format is not ImageFormat.BZIMAGE:
+        raise PlanError(
+            f"cannot run {boot.image} as hvm: the device model starts bzImage kernels only, "
+            f"and it is {boot.facts.format}",
+            "set org.runphi.machine=pvh for an ELF image with a PVH note",
+        )
     return chosen
 
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xen half of the channels: the PV console, XenStore for the init's control lines, extra channels by annotation.
 
-An extra channel is a unix socket of the record directory here and /dev/hvcN in the guest; its end here is served by
-a device model, so it needs qemu-system-xen in dom0.
+An extra channel is /dev/hvcN in the guest and a named stream here: attach and logs have it by its name. A device model
+serves it on a unix socket of the record directory, so it needs qemu-system-xen in dom0.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from backends.xen.dev import need_device_model
 from backends.xen.machine import wishes
 from runphi_async.errors import PlanError
+from runphi_async.partition.channels import MAX_CHANNELS, Channel, check_name
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts
@@ -22,44 +22,56 @@ if TYPE_CHECKING:
 
 #: Source: unix(7), sun_path
 _SOCKET_PATH_MAX: Final = 108
-_NAME: Final = re.compile(r"[\w.-]{1,32}", re.ASCII)
 #: xl 4.17 drops the first channel that it is told: give it one to drop.
 _DROPPED: Final = "connection=pty,name=runphi-first"
 
 
 def check(channels: Channels) -> None:
-    """Refuse what Xen has not: memory shared with a guest is Xen's to give, and xl 4.17 on x86 gives none.
+    """Refuse rings in memory that dom0 and a guest share.
+
+    xl 4.17 has no key for such memory on x86. libxenvchan, callable by ctypes in dom0, has it of one side's pages by
+    grants: if they were ours, they would end with the supervisor, and if they are the guest's, it must bring a server.
 
     :raises PlanError: naming the channel.
     """
     for channel in channels.shared:
         raise PlanError(
-            f"cannot make channel {channel.name}: Xen guests have no shared memory with dom0 here",
-            "use a source, or org.runphi.xen.channel for a PV channel",
+            f"cannot make channel {channel.name}: xl shares no memory of dom0 with a guest here, "
+            "and libxenvchan would need a server in the guest",
+            "use org.runphi.xen.channel for a PV channel, or a source",
         )
 
 
-def names(spec: GuestSpec, facts: HostFacts) -> tuple[str, ...]:
-    """Names of the extra channels.
+def extra(spec: GuestSpec, facts: HostFacts) -> tuple[Channel, ...]:
+    """Extra channels; each is a named stream, so its name must be no other's.
 
     :raises PlanError: a name is unfit, or nothing in dom0 could serve them.
     """
     wanted = wishes(spec, "channel")
     if wanted:
         need_device_model("extra channels", facts)
+    if len(wanted) + len(spec.channels) > MAX_CHANNELS:
+        raise PlanError(f"cannot give a guest {len(wanted) + len(spec.channels)} channels: {MAX_CHANNELS} is the most")
+    taken = {channel.name for channel in spec.channels}
     for name in wanted:
-        if not _NAME.fullmatch(name):
-            raise PlanError(f"cannot name a channel {name!r}: use letters, digits, and . _ -")
-    return wanted
+        try:
+            check_name(name)
+        except ValueError as exc:
+            raise PlanError(f"cannot make a channel: {exc}") from None
+        if name in taken:
+            raise PlanError(f"cannot make channel {name}: there is another one of that name")
+        taken.add(name)
+    return tuple(Channel(name, socket=f"channel-{name}.sock") for name in wanted)
 
 
-def keys(channels: tuple[str, ...], directory: str) -> dict[str, Value]:
-    """Extra channels of a guest whose record is in ``directory``."""
-    if not channels:
-        return {}
-    paths = [f"{directory}/channel-{name}.sock" for name in channels]
-    for path in paths:
+def keys(channels: tuple[Channel, ...], directory: str) -> dict[str, Value]:
+    """Extra channels of a guest whose record is in ``directory``.
+
+    :param channels: all of the guest's; those that are no PV channels are left out.
+    """
+    paths = {channel.name: f"{directory}/{channel.socket}" for channel in channels if channel.socket}
+    for path in paths.values():
         if len(path.encode()) >= _SOCKET_PATH_MAX:
             raise PlanError(f"cannot make channel {path}: a socket's path is shorter than {_SOCKET_PATH_MAX} bytes")
-    sockets = (f"connection=socket,name={n},path={p}" for n, p in zip(channels, paths, strict=True))
-    return {"channel": (_DROPPED, *sockets)}
+    sockets = tuple(f"connection=socket,name={name},path={path}" for name, path in paths.items())
+    return {"channel": (_DROPPED, *sockets)} if sockets else {}

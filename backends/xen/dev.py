@@ -47,6 +47,16 @@ def keys(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> dict[str, Val
             allow(name, device, config.devices)
         if devices:
             out[name] = devices
+    regions = wishes(spec, "static-shm")
+    for region in regions:
+        allow("static shared memory", _field(region, "id"), config.devices)
+    if regions and not facts.static_shm:
+        raise PlanError(
+            "cannot share static memory: this version of xl has no static_shm, and would make the guest without it",
+            "Xen has it on Arm only; use org.runphi.xen.channel, or a network of the guests' own",
+        )
+    if regions:
+        out["static_shm"] = regions
     if disks:
         out["disk"] = disks
     if shares:

@@ -74,7 +74,13 @@ FAULTS: Final = (
     _fault(r"Invalid domain type (\S+)\.", "Xen has no guests of type {0}"),
     _fault(r"HVM guest without HVM support|is not supported on this platform|PVH guest.*(?:HAP|HVM)",
            "the processor cannot run PVH or HVM guests", "use a PV image: annotation org.runphi.machine=pv"),
-    _fault(r"Domain '?(\d+)'? does not exist|Non-exist[ae]nt domain|is an invalid domain identifier",
+    _fault(r"passthrough not supported on this platform",
+           "Xen uses no IOMMU here, so no device can be handed over",
+           "turn VT-d or AMD-Vi on in the firmware, and leave iommu=0 off Xen's command line"),
+    _fault(r"[Dd]evice model did not start|device model: spawn failed", "the device model did not start",
+           "/var/log/xen/qemu-dm-NAME.log in dom0 says why"),
+    # In the first line only: every create that failed for another reason destroys its domain, and says so behind it.
+    _fault(r"\A[^\n]*(?:Domain '?\d+'? does not exist|Non-exist[ae]nt domain|is an invalid domain identifier)",
            "the domain is gone"),
     _fault(r"guest didn't acknowledge control request", "the guest has no ear for it"),
 )  # fmt: skip

@@ -27,6 +27,8 @@ WISHES: Final = {
     "pool": "cpupool to run in",
     "weight": "share of the CPU against other domains, 1 to 65535 (256 is usual)",
     "cap": "most CPU it may use, in percent of one CPU; 0 = no limit",
+    "period": "microseconds of an RTDS period, for each vCPU",
+    "budget": "microseconds of CPU in each RTDS period, for each vCPU",
     "vif": "network devices: xl's vif specifications, separated by semicolons",
     "disk": "disks: xl's disk specifications, separated by semicolons",
     "p9": "directories shared by 9pfs: xl's p9 specifications, separated by semicolons",
@@ -35,6 +37,7 @@ WISHES: Final = {
     "iomem": "page ranges of device memory, START,COUNT in hexadecimal, separated by semicolons",
     "irqs": "interrupts to hand over, separated by semicolons",
     "dtdev": "device tree nodes to hand over, separated by semicolons",
+    "static-shm": "memory shared with other guests: xl's static_shm specifications, separated by semicolons",
     "rootfs": "how a Linux guest gets the image: ramdisk or disk",
 }
 
@@ -47,6 +50,14 @@ class Type(StrEnum):
     HVM = "hvm"
 
 
+class Pool(msgspec.Struct, frozen=True):
+    """One cpupool: CPUs with a scheduler of their own."""
+
+    name: str
+    scheduler: str
+    cpus: tuple[int, ...]
+
+
 class HostFacts(msgspec.Struct, frozen=True):
     """What is true of this machine and image, gathered before a plan is made."""
 
@@ -55,8 +66,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     cpus: tuple[int, ...]
     #: bytes Xen can still give
     free_memory: int
-    #: names of the cpupools
-    pools: tuple[str, ...]
+    #: the cpupools, if the container asks for one
+    pools: tuple[Pool, ...]
     #: the scheduler of Pool-0: credit, credit2, null, rtds …
     scheduler: str
     #: whether the processor can run PVH and HVM guests
@@ -64,6 +75,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     #: the device model that libxl would run, None: there is none
     device_model: str | None
     image: ImageFacts
+    #: whether this version of xl knows memory shared between guests from the start
+    static_shm: bool = False
     page_size: int = 4096
     #: contents of the RAM disk with our init
     initrd: bytes | None = None

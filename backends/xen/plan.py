@@ -45,8 +45,6 @@ class XenPlan(PartitionPlan, frozen=True, omit_defaults=True, kw_only=True):
     #: the root filesystem a Linux guest gets, and whether it gets it as "ramdisk" or "disk"
     rootfs: str | None = None
     rootfs_by: str | None = None
-    #: names of PV channels
-    pv_channels: tuple[str, ...] = ()
     #: our init's RAM disk with this container's settings
     initrd: bytes = b""
 
@@ -69,7 +67,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
     channels = comm.decide(spec)
     chosen = xen_boot.guest_type(spec, booting, facts, pv_note)
     xen_comm.check(channels)
-    extra = xen_comm.names(spec, facts)
+    extra = xen_comm.extra(spec, facts)
     entries: dict[str, Value] = {
         **xen_boot.keys(spec, booting, chosen),
         **xen_mem.keys(memory, facts),
@@ -100,9 +98,8 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
         keys=entries,
         rootfs=spec.rootfs if how else None,
         rootfs_by=how,
-        channels=spec.channels,
+        channels=(*spec.channels, *extra),
         console=spec.console,
-        pv_channels=extra,
         initrd=own_initrd,
         explain=(
             *booting.explain,
@@ -115,7 +112,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
             *(xen_net.explain(entries) or [f"net: none for {spec.id}"]),
             "comm: PV console" + (", control lines in xenstore" if channels.control else ""),
             *(f"comm: channel {channel.name}: {channel.text()}" for channel in spec.channels),
-            *(f"comm: PV channel {name}" for name in extra),
+            *(f"comm: PV channel {channel.name}, a console of the guest's" for channel in extra),
         ),
     )
 
@@ -146,7 +143,7 @@ def configuration(plan: XenPlan, directory: str, uuid: str, disk: str | None = N
     :param disk: file with the root filesystem.
     """
     own: dict[str, Value] = {"name": domain_name(plan.id, uuid), "uuid": uuid}
-    entries: dict[str, Value] = {**own, **plan.keys, **xen_comm.keys(plan.pv_channels, directory)}
+    entries: dict[str, Value] = {**own, **plan.keys, **xen_comm.keys(plan.channels, directory)}
     if plan.initrd:
         entries["ramdisk"] = f"{directory}/{xen_boot.GUEST_INITRD}"
     if disk is not None:

@@ -11,6 +11,7 @@ import uuid
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from backends.xen.machine import Pool
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -93,3 +94,14 @@ def from_xc(info: Mapping[str, Any]) -> Domain:
         reason=(Reason.CRASH if info["crashed"] else int(info["shutdown_reason"])) if shutdown else None,
         ran=int(info["cpu_time"]) > 0 or not paused,
     )
+
+
+def parse_pools(table: str, cpus: str) -> tuple[Pool, ...]:
+    """Read the output of ``xl cpupool-list`` and of ``xl cpupool-list -c``; a name may hold blanks."""
+    places = dict(line.rstrip().rsplit(maxsplit=1) for line in cpus.splitlines()[1:] if len(line.split()) > 1)
+    rows = (line.rstrip().rsplit(maxsplit=4) for line in table.splitlines()[1:] if line.strip())
+    return tuple(Pool(row[0], row[2], _cpus(places.get(row[0], ""))) for row in rows if len(row) == 5)
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number.isdecimal())

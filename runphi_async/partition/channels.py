@@ -49,11 +49,13 @@ class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
     place: str = ""
     #: whom to ring at on a device with a doorbell; None: it is looked at
     peer: int | None = None
+    #: unix socket in the record directory on which the backend's device model listens; empty = none
+    socket: str = ""
 
     @property
     def made(self) -> bool:
         """Whether the backend makes the memory and gives it to the guest as a device."""
-        return not self.place
+        return not self.place and not self.socket
 
     @property
     def shared(self) -> bool:
@@ -62,6 +64,8 @@ class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def text(self) -> str:
         """Return the channel for people."""
+        if self.socket:
+            return f"unix:{self.socket} in the record"
         if not self.shared:
             return self.place
         where = f"shmem:{self.place}" if self.place else "shmem"
@@ -141,6 +145,8 @@ def source(
     :param directory: the record directory.
     :param stored: as for ``ShmemSource``.
     """
+    if channel.socket:
+        return describe.make(describe.Unix(os.path.join(directory, channel.socket)))
     if not channel.shared:
         return describe.make(describe.parse(channel.place))
     from consoles.sources.shmem import ShmemSource

@@ -109,6 +109,21 @@ def test_what_libxenctrl_says() -> None:
         ("vcpu hard affinity map is empty", "none of the CPUs", "nr_cpus"),
         ("b.cfg:6: config parsing error near `is': syntax error", "near is", None),
         ("Error: Domain '99' does not exist.", "the domain is gone", None),
+        (
+            "libxl_create.c:1160:libxl__domain_config_setdefault: passthrough not supported on this platform",
+            "Xen uses no IOMMU here",
+            "VT-d",
+        ),
+        (
+            "Domain 9:domain 9 device model: spawn failed (rc=-3)\n_destroy_domid: Domain 9:Non-existant domain\n",
+            "the device model did not start",
+            "qemu-dm-",
+        ),
+        (
+            "libxl: error: something new\nlibxl: error: libxl_domain.c:1183: Domain 9:Non-existant domain\n",
+            "xl ended with 3: libxl: error: something new",
+            None,
+        ),
         ("something nobody has seen\nmore", "xl ended with 3: something nobody has seen", None),
         ("", "xl ended with 3", None),
     ],

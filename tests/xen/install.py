@@ -24,12 +24,16 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 #: What dom0 needs besides the wheel's own dependencies.
 TOOLS: Final = ("pytest", "pytest-asyncio", "pytest-timeout", "pexpect")
 WHEEL_SOURCES: Final = ("pyproject.toml", "README.md", "LICENSE", "runphi_async", "consoles", "backends")
-TREES: Final = ("bin", "tests")
+TREES: Final = ("bin", "docs", "tests")
 #: The kernel and RAM disk of Linux guests; bin/prepare-guest makes them.
 GUEST: Final = Path(os.environ.get("RUNPHI_GUEST", "/var/lib/runphi/guest"))
 GUEST_FILES: Final = ("vmlinux", "initrd-xen")
 #: Where dom0 has it all.
 HOME: Final = "/opt/runphi"
+#: What dom0 mounts there: a file system made here, because thousands of files take long to unpack under emulation.
+IMAGE: Final = "runphi.img"
+#: MiB that dom0 may write to it.
+SPARE: Final = 64
 #: Where dom0 sees the share; what is large and read once stays there.
 SHARE: Final = "/host"
 
@@ -76,7 +80,7 @@ def copy_distribution(distribution: metadata.Distribution, site: Path) -> None:
 
 
 def pack(share: Path) -> None:
-    """Write ``share``/runphi.tar, which is unpacked into dom0's /opt/runphi, and what is used where it lies."""
+    """Write the image that dom0 mounts at /opt/runphi, and what is used where it lies, into ``share``."""
     with tempfile.TemporaryDirectory(prefix="dom0-") as name:
         home = Path(name)
         wheel = build_wheel(home)
@@ -97,9 +101,16 @@ def pack(share: Path) -> None:
             shutil.copytree(ROOT / tree, home / tree, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", home / "pyproject.toml")
         subprocess.run([str(ROOT / "bin" / "build-inmates"), str(home / "inmates")], check=True, capture_output=True)
+        images = [str(ROOT / "bin" / "build-images"), str(share / "images"), "--inmates", str(home / "inmates")]
+        subprocess.run(images, check=True, capture_output=True)
         (share / "guest").mkdir(exist_ok=True)
         for file in GUEST_FILES:
             shutil.copy(GUEST / file, share / "guest" / file)
         # Compiling takes long under emulation, and what is compiled here is good there.
         compileall.compile_dir(name, quiet=2, stripdir=name, prependdir=HOME)
-        subprocess.run(["tar", "-C", name, "-cf", str(share / "runphi.tar"), "."], check=True)
+        (home / ".venv").symlink_to("venv")
+        size = sum(file.stat().st_size + 4096 for file in home.rglob("*") if file.is_file()) // 2**20 + SPARE
+        options = ["-q", "-t", "ext4", "-O", "^metadata_csum,^has_journal", "-m", "0", "-E", "root_owner=0:0"]
+        argv = ["mke2fs", *options, "-d", name, str(share / "part"), f"{size}M"]
+        subprocess.run(argv, check=True, capture_output=True)
+        (share / "part").rename(share / IMAGE)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Seconds from power-on to a dom0 that answers: eleven on an idle machine, more where much else runs.
-BOOT_SECONDS: Final = 240.0
+BOOT_SECONDS: Final = 600.0
 #: Seconds a powered-off machine may take to be gone.
-OFF_SECONDS: Final = 15.0
+OFF_SECONDS: Final = 60.0
 DIRECTORY: Final = Path(os.environ.get("RUNPHI_XEN_RIG", "/var/lib/runphi/xen-rig"))
 
 

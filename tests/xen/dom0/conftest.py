@@ -3,80 +3,30 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from runphi_async.testing import containerd
 from tests.system import place as places
-from tests.xen.install import HOME, SHARE
+from tests.xen.dom0.kit import CONFIG, INMATE, XenPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-INMATE = Path(HOME) / "inmates" / "demo-xen-x86_64.elf"
-CONFIG = f"""
-backend = "xen"
-[xen]
-kernel = "{SHARE}/guest/vmlinux"
-initrd = "{SHARE}/guest/initrd-xen"
-"""
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _slow_machine() -> None:
     """All of dom0 is emulated: what takes a second elsewhere takes ten here."""
-    setattr(places, "PATIENCE", 120.0)  # noqa: B010 - a constant everywhere else
-
-
-class XenPlace(places.Place):
-    """A place whose containers are domains."""
-
-    def domains(self) -> list[str]:
-        """Names of all domains but dom0."""
-        text = subprocess.run(["xl", "list"], capture_output=True, text=True, check=True).stdout
-        return [line.split()[0] for line in text.splitlines()[2:]]
-
-    def has_domain(self, name: str) -> bool:
-        """Whether there is a domain of this container."""
-        return any(domain.startswith(f"{name}.") for domain in self.domains())
-
-    def domain(self, name: str) -> tuple[int, str]:
-        """Number and state letters of a container's domain."""
-        text = subprocess.run(["xl", "list"], capture_output=True, text=True, check=True).stdout
-        for line in text.splitlines():
-            if line.startswith(f"{name}."):
-                return int(line.split()[1]), line.split()[4]
-        raise AssertionError(f"no domain of {name}:\n{text}\n{self.log()}")
-
-    def linux(self, name: str, script: str, **more: Any) -> Path:
-        """Make a bundle of a busybox image that runs ``script`` in a Linux guest."""
-        bundle = self.path / "bundles" / name
-        rootfs = bundle / "rootfs"
-        for directory in ("bin", "proc", "sys", "dev", "tmp", "run"):
-            (rootfs / directory).mkdir(parents=True)
-        shutil.copy("/bin/busybox", rootfs / "bin" / "busybox")
-        for applet in ("sh", "cat", "echo", "sleep", "id", "stat", "trap", "mount", "stty", "seq"):
-            (rootfs / "bin" / applet).symlink_to("busybox")
-        (rootfs / "marker").write_text("of the image\n")
-        os.chown(rootfs / "marker", 1234, 4321)
-        config = {
-            "ociVersion": "1.0.2",
-            "hostname": "guest-host",
-            "process": {
-                "terminal": more.get("terminal", False), "user": {"uid": 0, "gid": 0}, "cwd": "/",
-                "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"],
-            },
-            "root": {"path": "rootfs"},
-            "annotations": {"org.runphi.linux": "1", **more.get("annotations", {})},
-            "linux": {"cgroupsPath": f"{self.cgroup}/{name}", "namespaces": []},
-        }  # fmt: skip
-        (bundle / "config.json").write_text(json.dumps(config))
-        return bundle
+    for module, name, seconds in (
+        (places, "PATIENCE", 240.0),
+        (places, "SETTLE", 60.0),
+        (containerd, "BOOT_DEADLINE", 240.0),
+        (containerd, "STOP_DEADLINE", 60.0),
+    ):
+        setattr(module, name, seconds)  # constants everywhere else
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +37,7 @@ def inmates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(inmates: Path) -> Iterator[XenPlace]:
     here = XenPlace(inmates, CONFIG)
     yield here

@@ -15,7 +15,7 @@ from backends.xen.backend import XenBackend
 from runphi_async.config import Config
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from tests.unit.conformance import PATIENCE, DriverConformance, Life
-from tests.xen.dom0.conftest import INMATE
+from tests.xen.dom0.kit import INMATE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backends.base import Backend
     from backends.xen.states import Domain
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 class TestRealXen(DriverConformance):

@@ -7,31 +7,19 @@ import os
 import signal
 import subprocess
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pexpect
 import pytest
 
 from tests.system.place import RUNPHI, until
+from tests.xen.dom0.kit import made, running
 
 if TYPE_CHECKING:
     from tests.system.place import Container
-    from tests.xen.dom0.conftest import XenPlace
+    from tests.xen.dom0.kit import XenPlace
 
-pytestmark = pytest.mark.timeout(240)
-
-
-def made(place: XenPlace, name: str, **more: Any) -> Container:
-    bundle = place.bundle(name, backend="xen", **more)
-    return place.create(name, made=bundle)
-
-
-def running(place: XenPlace, name: str, **more: Any) -> Container:
-    container = made(place, name, **more)
-    assert container.created == 0, container.error
-    container.must("start")
-    container.expect(b"runPHI demo inmate, x86_64 (Xen)\r\n> ")
-    return container
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_the_whole_life(place: XenPlace) -> None:
@@ -107,7 +95,7 @@ def test_pv_guests_and_pins(place: XenPlace) -> None:
 def test_run_on_a_terminal(place: XenPlace) -> None:
     bundle = place.bundle("term", backend="xen", terminal=True)
     child = pexpect.spawn(RUNPHI, ["--root", str(place.root), "run", "--bundle", str(bundle), "term"], env=place.env,
-                          timeout=120)  # fmt: skip
+                          timeout=240)  # fmt: skip
     child.expect_exact("> ")
     child.send("echo on a pty\r")
     child.expect_exact("\r\non a pty\r\n> ")
@@ -174,9 +162,19 @@ def test_a_supervisor_killed_during_create_leaves_no_domain(place: XenPlace) -> 
     assert not place.has_domain("cut")
 
 
+def test_xens_own_console_is_in_the_timeline(place: XenPlace) -> None:
+    container = running(place, "beside")
+    subprocess.run(["xl", "debug-keys", "h"], check=True)
+    until(lambda: "showing installed handlers" in container.must("timeline"), "the line of Xen's console")
+    assert "runPHI demo inmate" in container.must("timeline")
+    container.type(b"exit 0\r")
+    assert container.wait() == 0
+    container.must("delete")
+
+
 def test_attach_from_a_second_terminal(place: XenPlace) -> None:
     container = running(place, "seen")
-    child = pexpect.spawn(RUNPHI, ["--root", str(place.root), "attach", "seen"], env=place.env, timeout=120)
+    child = pexpect.spawn(RUNPHI, ["--root", str(place.root), "attach", "seen"], env=place.env, timeout=240)
     child.expect_exact("> ")
     child.send("echo from the second\r")
     child.expect_exact("\r\nfrom the second\r\n> ")

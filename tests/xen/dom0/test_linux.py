@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.xen.dom0.conftest import XenPlace
+    from tests.xen.dom0.kit import XenPlace
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 SCRIPT = "cat /marker; stat -c '%u %g' /marker; read x; echo got $x; echo new > /tmp/f && cat /tmp/f; cat; exit 42"
 

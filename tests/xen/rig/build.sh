@@ -13,21 +13,35 @@ OUT=${1:?usage: build.sh DIRECTORY}
 XEN=xen-hypervisor-4.17-amd64
 #: packages of dom0 besides the essential ones
 DOM0=(
-    busybox-static containerd e2fsprogs iproute2 kmod libpython3-stdlib mount procps python3-minimal runc udev
-    xen-utils-4.17 xenstore-utils
+    busybox-static containerd e2fsprogs ipxe-qemu iproute2 kmod libpython3-stdlib mount procps python3-minimal
+    qemu-system-xen runc seabios udev xen-utils-4.17 xenstore-utils
 )
 #: the modules that dom0's RAM disk loads, in order, and those that stay on its disk
 BOOT_MODULES=(
     virtio_pci virtio_blk crc32c_generic ext4 virtio_console 9pnet_virtio 9p
     xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback loop overlay
 )
-DISK_MODULES=(xen-netback)
+DISK_MODULES=(bridge xen-netback)
+#: how often a step that needs the network is tried, and how often apt asks for one file
+TRIES=3
 
 need_root
 apt_need mmdebstrap cpio kmod e2fsprogs python3
 
 # The kernel that the metapackage stands for.
-KERNEL=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+kernel_package() {
+    apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1
+}
+refresh() {
+    attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
+        apt-get -q -o "Acquire::Retries=$TRIES" update
+}
+KERNEL=$(kernel_package)
+if [ -z "$KERNEL" ]; then
+    step "reading the package lists"
+    refresh
+    KERNEL=$(kernel_package)
+fi
 [ -n "$KERNEL" ] || die "cannot find Debian's kernel package" "apt-get update, then $0 $OUT"
 VERSION=${KERNEL#linux-image-}
 
@@ -39,6 +53,20 @@ if [ -f "$OUT/stamp" ] && [ "$(cat "$OUT/stamp")" = "$stamp" ]; then
     exit 0
 fi
 
+# downloading WHAT HINT COMMAND…: run a command that needs the network, again when it fails
+downloading() {
+    local try
+    for ((try = 1; try < TRIES; try++)); do
+        if (attempt "$@"); then
+            return
+        fi
+        step "try $((try + 1)) of $TRIES in $((try * 5)) s"
+        sleep $((try * 5))
+        refresh # what failed may be a version that is no longer there
+    done
+    attempt "$@"
+}
+
 mkdir -p "$OUT"
 rm -f "$OUT/stamp"
 work=$(mktemp -d "$OUT/work.XXXXXX")
@@ -46,8 +74,8 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 
 step "downloading Xen and $KERNEL"
-attempt "cannot download $KERNEL and $XEN" "check the network, then apt-get update" \
-    apt-get -q -o APT::Sandbox::User=root download "$KERNEL" "$XEN"
+downloading "cannot download $KERNEL and $XEN" "check the network, then apt-get update" \
+    apt-get -q -o APT::Sandbox::User=root -o "Acquire::Retries=$TRIES" download "$KERNEL" "$XEN"
 for deb in ./*.deb; do
     dpkg-deb -x "$deb" unpacked
 done
@@ -71,11 +99,17 @@ mirrors=()
 for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list; do
     [ ! -s "$file" ] || mirrors+=("$file")
 done
-attempt "cannot install dom0" "check the network, then $0 $OUT" \
+# install_dom0: fill root with dom0's packages, from the mirrors this machine has; says what it does meanwhile
+exec 3>&1
+install_dom0() {
+    rm -rf root
     mmdebstrap --mode=root --variant=essential "--include=$(IFS=,; printf '%s' "${DOM0[*]}")" \
-    --aptopt='APT::Install-Recommends "false"' --dpkgopt='path-exclude=/usr/share/doc/*' \
-    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    bookworm root "${mirrors[@]}"
+        --aptopt='APT::Install-Recommends "false"' --aptopt="Acquire::Retries \"$TRIES\"" \
+        --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+        bookworm root "${mirrors[@]}" 2>&1 | tee >(sed -un 's/^I: /       /p' >&3)
+}
+downloading "cannot install dom0" "check the network, then $0 $OUT" install_dom0
 
 step "making dom0's RAM disk and disk"
 mkdir -p ramdisk/bin ramdisk/modules ramdisk/dev ramdisk/proc ramdisk/sys ramdisk/root
