@@ -26,6 +26,7 @@ from backends.xen.machine import HostFacts, Pool, wish
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
+from runphi_async import nic
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
@@ -86,6 +87,9 @@ class XenBackend:
         files = (("kernel", self._config.kernel), ("RAM disk", self._config.initrd))
         missing = await anyio.to_thread.run_sync(examining.missing_files, files)
         consoles = examining.judge_consoles(daemon)
+        obstacle = xen_net.obstacle()
+        if obstacle:
+            missing.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))
         return [Finding(Level.OK, self.name, able.summary), consoles, memory, pools, *missing]
 
     async def _facts(self) -> dict[str, str]:

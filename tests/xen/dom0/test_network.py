@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(900)
 
 SERVE = """
-alias b=/bin/busybox
+b() { /bin/busybox "$@"; }
 b mkdir /www; echo page of the guest >/www/index.html; b httpd -p 80 -h /www
 echo mac $(cat /sys/class/net/eth0/address) mtu $(cat /sys/class/net/eth0/mtu)
 b ip -4 -o addr show dev eth0; b ip -6 -o addr show dev eth0; b ip route; b ip link; cat /etc/resolv.conf
