@@ -133,6 +133,19 @@ class Netlink:
         body = _LINK.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
         self.change(RTM_NEWLINK, 0, body + attribute(4, struct.pack("=I", mtu)))
 
+    def index(self, name: str) -> int | None:
+        """Return an interface's index by its name; None: there is none."""
+        for body in self.links():
+            if attributes(body[_LINK.size :])[3].rstrip(b"\0").decode() == name:
+                return int(_LINK.unpack_from(body)[2])
+        return None
+
+    def move(self, index: int, netns: int, name: str) -> None:
+        """Move an interface into another namespace, under another name; it may get another index too."""
+        body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+        target = attribute(28, struct.pack("=i", netns))
+        self.change(RTM_NEWLINK, 0, body + target + attribute(3, name.encode() + b"\0"))
+
     def add_ingress(self, index: int) -> None:
         """Give an interface a place for filters on what comes in; there can be only one.
 

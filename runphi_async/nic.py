@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 TUN: Final = "/dev/net/tun"
 #: name of our taps; the kernel fills the number in
 TAP_NAME: Final = "rphi%d"
-_TAP_PREFIX: Final = "rphi"
+#: beginning of the names of all guests' ends on the host
+TAP_PREFIX: Final = "rphi"
 _TUNSETIFF: Final = 0x400454CA
 _TAP_FLAGS: Final = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
 HINT: Final = "org.runphi.net=no gives the guest no network"
@@ -65,7 +66,10 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class Tap(msgspec.Struct, frozen=True):
-    """The host's end of a guest's interface; ``mac`` is the one the VMM gave the guest's end."""
+    """The host's end of a guest's interface; ``mac`` is the one the VMM gave the guest's end.
+
+    It is a tap, or on Xen the back end of the guest's network card.
+    """
 
     name: str
     #: unlike the name, not given to another soon
@@ -93,7 +97,7 @@ def open_tap() -> tuple[int, str]:
         said = _NO_RIGHT if exc.errno == errno.EPERM else (exc.strerror or str(exc)).lower()
         raise BackendError(f"cannot make the guest's network device: {said}", HINT) from exc
     name = request[:16].partition(b"\0")[0].decode()
-    _quieten(name)
+    quieten(name)
     return fd, name
 
 
@@ -108,7 +112,7 @@ def obstacle() -> str:
     return "" if capabilities >> _CAP_NET_ADMIN & 1 else _NO_RIGHT
 
 
-def _quieten(name: str) -> None:
+def quieten(name: str) -> None:
     """Keep the host's IPv6 from speaking at the tap: the guest would take it for a neighbour."""
     try:
         with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
@@ -125,7 +129,7 @@ def links(netlink: Netlink) -> list[Link]:
         said = attributes(body[16:])
         name = said[3].rstrip(b"\0").decode()
         inner = attributes(said.get(18, b"")).get(1, b"").rstrip(b"\0") in _INNER
-        if kind == _ARPHRD_ETHER and not inner and 10 not in said and not name.startswith(_TAP_PREFIX):
+        if kind == _ARPHRD_ETHER and not inner and 10 not in said and not name.startswith(TAP_PREFIX):
             found.append(Link(index, name, said[1].hex(":"), int.from_bytes(said[4], sys.byteorder)))
     return sorted(found, key=lambda link: link.index)
 
@@ -135,7 +139,7 @@ def taps(netlink: Netlink) -> dict[int, str]:
     found = {}
     for body in netlink.links():
         name = attributes(body[16:])[3].rstrip(b"\0").decode()
-        if name.startswith(_TAP_PREFIX):
+        if name.startswith(TAP_PREFIX):
             found[struct.unpack_from("=i", body, 4)[0]] = name
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from runphi_async.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from runphi_async.partition.mounts import GuestMount
@@ -137,6 +137,13 @@ def records(*pairs: tuple[str, str]) -> bytes:
     return b"".join(f"{key}={value}".encode(errors="surrogateescape") + b"\0" for key, value in pairs)
 
 
-def with_conf(base: bytes, conf: bytes) -> bytes:
-    """Return the RAM disk of one container: the base, then an archive with its configuration."""
-    return _pad(base, BLOCK) + archive([Entry(CONF_NAME, stat.S_IFREG | 0o600, conf)])
+def with_conf(base: bytes, conf: bytes, copies: Mapping[str, bytes] | None = None) -> bytes:
+    """Return the RAM disk of one container: the base, then an archive with its configuration.
+
+    :param copies: files for bind mounts, by the names of their sources, where the guest shares none with the host.
+    """
+    entries = [Entry(CONF_NAME, stat.S_IFREG | 0o600, conf)]
+    if copies:
+        entries.append(Entry("share", stat.S_IFDIR | 0o755))
+        entries += [Entry(f"share/{name}", stat.S_IFREG | 0o644, data) for name, data in copies.items()]
+    return _pad(base, BLOCK) + archive(entries)

@@ -16,7 +16,7 @@ import msgspec
 from backends.base import Evidence, Inheritance, Told, Verdict
 from backends.qemu import comm, exitcode, virtiofs
 from backends.qemu.monitor import Monitor
-from backends.qemu.nics import Nics
+from backends.qemu.taps import Taps
 from consoles import shmfiles
 from consoles.sources.fifo import LineChannel, open_fifo
 from runphi_async import stub
@@ -65,7 +65,7 @@ class QemuDriver:
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
         self._share = virtiofs.Server(virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
-        self._nics = Nics(directory) if memory.net else None
+        self._nics = Taps(directory) if memory.net else None
         self._monitor = Monitor(self._dir_fd)
         self._listener: socket.socket | None = None
         self._fds: dict[str, int] = {}
@@ -357,7 +357,7 @@ class QemuDriver:
             self._dir_fd = -1
 
     @staticmethod
-    def _remove_nics(nics: Nics) -> None:
+    def _remove_nics(nics: Taps) -> None:
         nics.take_up(None)
         nics.remove()
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from backends.guest import elf, initrd
+from backends.guest import elf, initrd, nics
 from backends.qemu import boot as qemu_boot
 from backends.qemu import comm as qemu_comm
 from backends.qemu import cpu as qemu_cpu
 from backends.qemu import dev as qemu_dev
 from backends.qemu import mem as qemu_mem
 from backends.qemu import net as qemu_net
-from backends.qemu import nics
 from backends.qemu.machine import HostFacts, Machine, accel_for, value
 from runphi_async import nic
 from runphi_async.errors import PlanError

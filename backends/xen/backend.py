@@ -14,9 +14,10 @@ import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
-from backends.guest import elf, rootfs
+from backends.guest import elf, nics, rootfs
 from backends.xen import examine as examining
 from backends.xen import hypervisor as hypervisors
+from backends.xen import net as xen_net
 from backends.xen import notes
 from backends.xen import plan as planning
 from backends.xen.driver import Memory, Tools, XenDriver
@@ -25,8 +26,9 @@ from backends.xen.machine import HostFacts, Pool, wish
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
+from runphi_async import nic
 from runphi_async.errors import BackendError, PlanError
-from runphi_async.partition import boot
+from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
@@ -85,6 +87,9 @@ class XenBackend:
         files = (("kernel", self._config.kernel), ("RAM disk", self._config.initrd))
         missing = await anyio.to_thread.run_sync(examining.missing_files, files)
         consoles = examining.judge_consoles(daemon)
+        obstacle = xen_net.obstacle()
+        if obstacle:
+            missing.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))
         return [Finding(Level.OK, self.name, able.summary), consoles, memory, pools, *missing]
 
     async def _facts(self) -> dict[str, str]:
@@ -131,6 +136,9 @@ class XenBackend:
             page_size=os.sysconf("SC_PAGE_SIZE"),
             initrd=_initrd(self._config.initrd) if linux else None,
             rootfs_bytes=_measure(spec.rootfs) if linux else 0,
+            copies=_copies(spec) if linux else {},
+            links=nics.look(spec.netns),
+            no_vifs=xen_net.obstacle(),
         )
         return facts, notes.is_pv_kernel(image)
 
@@ -154,7 +162,7 @@ class XenBackend:
 
     def _memory(self, plan: XenPlan) -> Memory:
         on_disk = plan.rootfs_by == planning.DISK
-        return Memory(kind=plan.kind, disk_dir=self._config.image_dir if on_disk else None)
+        return Memory(kind=plan.kind, disk_dir=self._config.image_dir if on_disk else None, net=bool(plan.macs))
 
     def _tools(self) -> Tools:
         return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds)
@@ -171,6 +179,17 @@ def _initrd(path: str) -> bytes | None:
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         return file.read()
     return None
+
+
+def _copies(spec: GuestSpec) -> dict[str, bytes]:
+    """Read the files that the guest gets copies of (blocks)."""
+    found = {}
+    for mount in filter(mounts.is_copied, spec.mounts):
+        try:
+            found[mount.source] = Path(mount.source).read_bytes()
+        except OSError as exc:
+            raise PlanError(f"cannot mount {mount.source} at {mount.destination}: {exc.strerror}") from exc
+    return found
 
 
 def _measure(path: str) -> int:

@@ -23,13 +23,14 @@ from backends.xen import plan as planning
 from backends.xen.boot import GUEST_INITRD
 from backends.xen.console import Bridge
 from backends.xen.exitcode import End, verdict
+from backends.xen.vifs import Vifs, status_path
 from backends.xen.words import TO_HOST, Words, exit_code
 from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
 from consoles.sources.fifo import open_fifo
 from runphi_async.errors import BackendError
 from runphi_async.partition.spec import GuestKind
-from runphi_async.store import write_atomically
+from runphi_async.store import Store, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,6 +56,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     kind: GuestKind
     #: where the disk with its root filesystem is made
     disk_dir: str | None = None
+    #: it has the container's interfaces
+    net: bool = False
 
 
 class State(msgspec.Struct, omit_defaults=True):
@@ -95,6 +98,7 @@ class XenDriver:
         self._tools = tools
         self._plan = plan
         self._state = self._load() if plan is None else State()
+        self._vifs = Vifs(directory) if memory.net else None
         self._store: XenStore | None = None
         self._bridge: Bridge | None = None
         self._words: Words | None = None
@@ -120,6 +124,8 @@ class XenDriver:
         self._store = await self._tools.connect()
         self._state.uuid = str(uuid.uuid4())
         self._save()
+        if self._vifs is not None:
+            await asyncio.to_thread(self._vifs.join, self._plan.netns or "")
         await self._write_files(self._plan)
         await hypervisor.xl.create(planning.CONFIG, self._directory)
         domain = await hypervisor.find(self._state.uuid)
@@ -128,6 +134,15 @@ class XenDriver:
         self._state.domid = domain.domid
         self._save()
         self._forget_files()
+        if self._vifs is not None:
+            await self._connect_cards(self._vifs, self._plan.macs)
+
+    async def _connect_cards(self, vifs: Vifs, macs: tuple[str, ...]) -> None:
+        """Do what xl expects of a hotplug script."""
+        assert self._store is not None
+        await asyncio.to_thread(vifs.take, self._state.domid, macs)
+        for number in range(len(macs)):
+            await self._store.write(status_path(self._state.domid, number), b"connected")
 
     async def _write_files(self, plan: XenPlan) -> None:
         if self._disk is not None and plan.rootfs is not None:
@@ -162,7 +177,7 @@ class XenDriver:
             self._fds = [open_fifo("con.in", dir_fd), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)]
         finally:
             os.close(dir_fd)
-        return Inheritance(self._fds[0], self._fds[1], ())
+        return Inheritance(self._fds[0], self._fds[1], (), self._vifs.network if self._vifs is not None else "")
 
     def console(self) -> None:
         """Return nothing: the bridge makes the console the FIFO pair, which loses nothing with a supervisor."""
@@ -346,6 +361,8 @@ class XenDriver:
             self._live()
             return None
         self._state.domid = domain.domid
+        if self._vifs is not None:
+            await asyncio.to_thread(self._take_up, self._vifs)
         if domain.ran:
             self._state.started = True
         self._replaying = True  # what the init said so far was acted on by our predecessor
@@ -358,7 +375,11 @@ class XenDriver:
     # Section: driving it
 
     async def start(self) -> None:
-        """Let the domain run."""
+        """Connect the guest to the container's interfaces and let it run."""
+        if self._vifs is not None:
+            lines = await asyncio.to_thread(self._vifs.connect)
+            for line in (*lines, "net-done"):
+                self._tell(line)
         self._state.started = True  # before it can end
         await self._tools.hypervisor.unpause(self._state.domid, self._state.uuid)
         self._save()
@@ -442,9 +463,22 @@ class XenDriver:
         if self._owned:
             self._owned = False
             await self._clean_up()
+        if self._vifs is not None:
+            await asyncio.to_thread(self._remove, self._vifs)
         if self._store is not None:
             self._store.close()
             self._store = None
+
+    def _take_up(self, vifs: Vifs) -> None:
+        """Find the namespace again: where it was made for the container, the init process is in it."""
+        run_dir, name = os.path.split(self._directory)
+        record = Store(run_dir).load(name)
+        vifs.take_up(record.pid if record is not None else None)
+
+    @staticmethod
+    def _remove(vifs: Vifs) -> None:
+        vifs.take_up(None)
+        vifs.remove()
 
     async def bury(self) -> None:
         """End what there is of a guest that nobody will adopt."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from runphi_async.errors import PlanError
+from runphi_async.nic import Link
 from runphi_async.partition.boot import ImageFacts
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ class HostFacts(msgspec.Struct, frozen=True):
     initrd: bytes | None = None
     #: bytes of the image's files, for a Linux guest
     rootfs_bytes: int = 0
+    #: contents of the files that the guest gets copies of, by path
+    copies: dict[str, bytes] = {}
+    #: interfaces in the container's network namespace; None: it uses the host's
+    links: tuple[Link, ...] | None = None
+    #: why no card can be made, "" when one can
+    no_vifs: str = ""
 
 
 class PlanConfig(Protocol):

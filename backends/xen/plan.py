@@ -68,11 +68,12 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
     chosen = xen_boot.guest_type(spec, booting, facts, pv_note)
     xen_comm.check(channels)
     extra = xen_comm.extra(spec, facts)
+    network = xen_net.decide(spec, facts)
     entries: dict[str, Value] = {
         **xen_boot.keys(spec, booting, chosen),
         **xen_mem.keys(memory, facts),
         **xen_cpu.keys(spec, cpus, facts),
-        **xen_net.keys(spec, config.bridges),
+        **xen_net.keys(spec, config.bridges, network),
         **xen_dev.keys(spec, facts, config),
         # Nobody carries these out with -e; they tell what we do: a domain that shut down is kept until we saw why.
         "on_poweroff": "preserve",
@@ -80,11 +81,18 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
         "on_crash": "preserve",
     }
     how, told = _rootfs(spec, facts, config, memory.bytes)
-    mounted = mounts.decide(spec, shares=False)
+    mounted = mounts.decide(spec, shares=False, copies=True)
     own_initrd = b""
     if how is not None and facts.initrd is not None and spec.process is not None:
-        conf = initrd.container_conf(spec.process, readonly=spec.readonly_root, rootfs=how, mounts=mounted.guest)
-        own_initrd = initrd.with_conf(facts.initrd, conf)
+        conf = initrd.container_conf(
+            spec.process,
+            readonly=spec.readonly_root,
+            rootfs=how,
+            mounts=mounted.guest,
+            net=bool(network.macs),
+        )
+        copies = {bind.name: facts.copies[bind.source] for bind in mounted.binds}
+        own_initrd = initrd.with_conf(facts.initrd, conf, copies)
     xlcfg.render(entries)  # what cannot be written is refused now, not when it is made
     return XenPlan(
         backend="xen",
@@ -98,6 +106,8 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
         keys=entries,
         rootfs=spec.rootfs if how else None,
         rootfs_by=how,
+        netns=spec.netns if network.macs else None,
+        macs=network.macs,
         channels=(*spec.channels, *extra),
         console=spec.console,
         initrd=own_initrd,
@@ -109,7 +119,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
             *xen_cpu.explain(entries),
             *told,
             *mounted.explain,
-            *(xen_net.explain(entries) or [f"net: none for {spec.id}"]),
+            *network.explain,
             "comm: PV console" + (", control lines in xenstore" if channels.control else ""),
             *(f"comm: channel {channel.name}: {channel.text()}" for channel in spec.channels),
             *(f"comm: PV channel {channel.name}, a console of the guest's" for channel in extra),

@@ -45,6 +45,8 @@ KERNELS: Final = {
 SHM: Final = "/dev/shm"
 #: places that show the kernel: bound from the host's they are the guest's own
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/dev/pts", "/sys/fs/cgroup", "/dev/mqueue")
+#: files that engines write before they create a container: a copy is as good
+COPIED: Final = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 #: what engines bind into every container, asked or not
 ENGINES: Final = frozenset(
     {
@@ -73,10 +75,11 @@ class Mounts(msgspec.Struct, frozen=True):
     explain: tuple[str, ...]
 
 
-def decide(spec: GuestSpec, *, shares: bool = True) -> Mounts:
+def decide(spec: GuestSpec, *, shares: bool = True, copies: bool = False) -> Mounts:
     """Decide on each mount.
 
     :param shares: the backend can share directories and files of the host with its guests.
+    :param copies: it cannot, but hands over copies of small files.
     :raises PlanError: a mount that the guest cannot have, and why.
     """
     if spec.kind is not GuestKind.LINUX:
@@ -94,7 +97,7 @@ def decide(spec: GuestSpec, *, shares: bool = True) -> Mounts:
             size = f",size={mount.size}" if mount.size else ""
             flags = options.flags | syscalls.MS_NOSUID | syscalls.MS_NODEV
             guest.append(GuestMount("tmpfs", SHM, flags, data=f"mode=1777{size}"))
-        elif not shares:
+        elif not shares and not (copies and is_copied(mount)):
             if mount.destination not in ENGINES:
                 raise PlanError(
                     f"cannot mount {mount.source} at {mount.destination}: this backend shares nothing with its guests",
@@ -105,7 +108,12 @@ def decide(spec: GuestSpec, *, shares: bool = True) -> Mounts:
             bind = _bind(mount, options, f"m{len(binds)}")
             binds.append(bind)
             guest.append(GuestMount("bind", mount.destination, options.flags, bind.name))
-    return Mounts(tuple(guest), tuple(binds), _explain(guest, binds, left_out))
+    return Mounts(tuple(guest), tuple(binds), _explain(guest, binds, left_out, shares))
+
+
+def is_copied(mount: MountSpec) -> bool:
+    """Whether a guest that shares no files can have a copy."""
+    return mount.destination in COPIED and mount.source_is == "file"
 
 
 def _kernels(mount: MountSpec, options: Options) -> GuestMount:
@@ -147,8 +155,8 @@ def _bind(mount: MountSpec, options: Options, name: str) -> Bind:
     )
 
 
-def _explain(guest: list[GuestMount], binds: list[Bind], left_out: list[str]) -> tuple[str, ...]:
-    sources = {bind.name: bind.source for bind in binds}
+def _explain(guest: list[GuestMount], binds: list[Bind], left_out: list[str], shares: bool) -> tuple[str, ...]:
+    sources = {bind.name: bind.source if shares else f"a copy of {bind.source}" for bind in binds}
     lines = []
     for mount in guest:
         if mount.type == "remount":

@@ -146,3 +146,19 @@ def test_who_has_the_place(place: Place) -> None:
     place.netlink.add_ingress(link.index)
     with pytest.raises(BackendError, match="to eth0: another program filters what comes in there"):
         nic.connect(place.netlink, link, place.tap())
+
+
+def test_moving_an_interface(place: Place) -> None:
+    """It keeps its index where that is free; the name is another one in any case."""
+    place.ip("link add vif7.0 type veth peer name other")
+    other = namespaces.new_network()
+    try:
+        index = place.netlink.index("vif7.0")
+        assert index is not None
+        place.netlink.move(index, other, "rphi7.0")
+        assert place.netlink.index("vif7.0") is None
+        netlink = namespaces.in_network(other, Netlink)
+        assert list(nic.taps(netlink).values()) == ["rphi7.0"]
+        netlink.close()
+    finally:
+        os.close(other)

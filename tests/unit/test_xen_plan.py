@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -14,9 +14,10 @@ from backends.xen.machine import HostFacts, Pool
 from backends.xen.states import parse_pools
 from runphi_async.config import Xen
 from runphi_async.errors import PlanError
+from runphi_async.nic import Link
 from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.channels import Channel
-from runphi_async.partition.spec import GuestKind, GuestSpec
+from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec
 
 if TYPE_CHECKING:
     from backends.xen.plan import XenPlan
@@ -252,3 +253,57 @@ empty
         Pool("a pool", "credit", (2, 3)),
         Pool("empty", "rtds", ()),
     )
+
+
+# Section: network
+
+ETH0 = Link(2, "eth0", "aa:bb:cc:00:00:01", 1500)
+ETH1 = Link(3, "net1", "aa:bb:cc:00:00:02", 9000)
+
+
+def linux(facts: HostFacts, **more: Any) -> XenPlan:
+    """Plan a Linux guest in a network namespace."""
+    spec = GuestSpec(
+        id="c1", kind=GuestKind.LINUX, rootfs="/r", kernel="/r/k", netns="/run/netns/x", memory_limit=256 * MIB,
+        process=ProcessSpec(args=("/bin/sh",)), **more,
+    )  # fmt: skip
+    facts = msgspec.structs.replace(facts, initrd=b"070701")
+    return planner.plan(spec, facts, CONFIG, pv_note=True)
+
+
+def test_a_linux_guest_gets_an_interface_for_each_of_its_container() -> None:
+    found = linux(msgspec.structs.replace(FACTS, links=(ETH0, ETH1)))
+    assert (
+        'vif = [ "mac=aa:bb:cc:00:00:01,type=vif,script=/bin/true", "mac=aa:bb:cc:00:00:02,type=vif,script=/bin/true" ]'
+    ) in config(found)
+    assert (found.netns, found.macs) == ("/run/netns/x", (ETH0.mac, ETH1.mac))
+    assert b"net=1\0" in found.initrd
+    assert "net: in the place of eth0, net1 of the container's network namespace" in found.explain
+
+
+def test_a_card_on_a_bridge_excludes_the_containers_interfaces() -> None:
+    facts = msgspec.structs.replace(FACTS, links=(ETH0,), no_vifs="not asked for")
+    found = linux(facts, annotations={"org.runphi.xen.vif": "bridge=xenbr0"})
+    assert 'vif = [ "bridge=xenbr0" ]' in config(found)
+    assert (found.netns, found.macs) == (None, ())
+    assert b"net=1" not in found.initrd
+    assert "net: bridge=xenbr0" in found.explain
+
+
+def test_a_dom0_that_can_make_no_cards() -> None:
+    facts = msgspec.structs.replace(FACTS, links=(ETH0,), no_vifs="modprobe xen-netback")
+    with pytest.raises(PlanError, match="cannot give the guest a network: modprobe xen-netback"):
+        linux(facts)
+    for found in (linux(facts, net="no"), linux(msgspec.structs.replace(facts, links=()))):
+        assert "vif = []" in config(found)
+        assert found.macs == ()
+
+
+def test_the_engines_files_are_copied_into_the_ram_disk() -> None:
+    mount = MountSpec("/etc/resolv.conf", "bind", "/run/x/resolv.conf", ("rbind", "ro"), source_is="file")
+    facts = msgspec.structs.replace(FACTS, copies={"/run/x/resolv.conf": b"nameserver 10.0.0.1\n"})
+    found = linux(facts, mounts=(mount, msgspec.structs.replace(mount, destination="/etc/mtab")))
+    assert b"share/m0\0" in found.initrd
+    assert b"nameserver 10.0.0.1\n" in found.initrd
+    assert "mount: /etc/resolv.conf is a copy of /run/x/resolv.conf, read-only" in found.explain
+    assert "mount: /etc/mtab is the image's, as the engine's cannot be shared" in found.explain

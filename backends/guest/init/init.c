@@ -200,10 +200,10 @@ static int mount_share(int *share)
 	return *share < 0 ? -1 : mount("/share/rootfs", "/rootfs", NULL, MS_BIND, NULL);
 }
 
-/* Returns the directory with what is shared, -1 = nothing is. */
+/* Returns the directory with what is shared, or with copies in the RAM disk; -1 = there is none. */
 static int enter_rootfs(const struct conf *conf, int devices)
 {
-	int failed, share = -1;
+	int failed, share = open("/share", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
 	mkdir("/rootfs", 0755);
 	if (strcmp(conf->rootfs, "ramdisk") == 0)

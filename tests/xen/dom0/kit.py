@@ -71,7 +71,8 @@ class XenPlace(places.Place):
             },
             "root": {"path": "rootfs"},
             "annotations": {"org.runphi.linux": "1", **more.get("annotations", {})},
-            "linux": {"cgroupsPath": f"{self.cgroup}/{name}", "namespaces": []},
+            "linux": {"cgroupsPath": f"{self.cgroup}/{name}", "namespaces": more.get("namespaces", [])},
+            "mounts": more.get("mounts", []),
         }  # fmt: skip
         (bundle / "config.json").write_text(json.dumps(config))
         return bundle

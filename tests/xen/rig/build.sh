@@ -21,7 +21,7 @@ BOOT_MODULES=(
     virtio_pci virtio_blk crc32c_generic ext4 virtio_console 9pnet_virtio 9p
     xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback loop overlay
 )
-DISK_MODULES=(bridge xen-netback)
+DISK_MODULES=(bridge xen-netback veth sch_ingress cls_u32 act_mirred)
 #: how often a step that needs the network is tried, and how often apt asks for one file
 TRIES=3
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The taps of one QEMU guest, in the network namespace of its container.
+"""The host's ends of one guest's interfaces, in the network namespace of its container.
 
-They are made before QEMU is, and connected to the container's interfaces when the guest is started: engines plug those
-in before ``create``, or (docker) in a hook at its end. A tap has no life of its own: it is gone when QEMU and the init
-stub are, however they ended. What stays then is a filter at the container's interface; ``net.json`` in the record says
-where, so that any later supervisor removes it.
+They are made with the guest, and connected to the container's interfaces when it is started: engines plug those in
+before ``create``, or (docker) in a hook at its end. An end has no life of its own: it is gone when the guest is,
+however that ended. What stays then is a filter at the container's interface; ``net.json`` in the record says where, so
+that any later supervisor removes it. How ends are made is each backend's own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runphi_async.nic import Tap
 from runphi_async.store import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from runphi_async.nic import Link
 
@@ -42,18 +42,17 @@ class State(msgspec.Struct, omit_defaults=True):
 
 
 class Nics:
-    """The taps of one guest; every method blocks for a moment."""
+    """The host's ends of one guest's interfaces; every method blocks for a moment."""
 
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, FILE)
         self._netns = -1
-        self._fds: list[int] = []
         self._state = State("")
 
-    def make(self, netns: str, macs: tuple[str, ...]) -> None:
-        """Open or make the namespace and make a tap for each interface of the guest.
+    def join(self, netns: str) -> None:
+        """Open or make the namespace.
 
-        :raises BackendError: it cannot be done.
+        :raises BackendError: it cannot be done, or a guest has the place of an interface there.
         """
         try:
             self._netns = open_netns(netns) if netns else namespaces.new_network()
@@ -61,39 +60,17 @@ class Nics:
             why = (exc.strerror or str(exc)).lower()
             raise BackendError(f"cannot make a network namespace: {why}", "the supervisor needs CAP_SYS_ADMIN") from exc
         self._state = State(netns)
-        self._use(lambda netlink: self._make_taps(netlink, macs))
-        self._save()
+        self._use(_check_free)
 
-    def _make_taps(self, netlink: Netlink, macs: tuple[str, ...]) -> None:
-        for link in nic.links(netlink):
-            if nic.taken(netlink, link):
-                raise BackendError(
-                    f"cannot connect the guest to {link.name}: another guest of the pod has its place",
-                    "one of them must do without: org.runphi.net=no",
-                )
-        taps = []
-        for mac in macs:
-            fd, name = namespaces.in_network(self._netns, nic.open_tap)
-            self._fds.append(fd)
-            index = next(index for index, known in nic.taps(netlink).items() if known == name)
-            taps.append(Tap(name, index, mac))
+    def _made(self, taps: Iterable[Tap]) -> None:
+        """Remember the ends."""
         self._state.taps = tuple(taps)
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The taps' descriptors, until :meth:`handed_over`."""
-        return tuple(self._fds)
+        self._save()
 
     @property
     def network(self) -> str:
         """Where a process of the host finds the namespace."""
         return f"/proc/{os.getpid()}/fd/{self._netns}"
-
-    def handed_over(self) -> None:
-        """QEMU has the taps: let go of them here."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
 
     def take_up(self, process: int | None) -> None:
         """Remember what an earlier supervisor made, unless it was made here.
@@ -152,7 +129,6 @@ class Nics:
 
     def remove(self) -> None:
         """Undo what is left outside the record; never fails."""
-        self.handed_over()
         if self._netns < 0:
             return
         names, ours = self._state.connected, [tap.index for tap in self._state.taps]
@@ -166,6 +142,15 @@ class Nics:
 
     def _save(self) -> None:
         write_atomically(self._path, msgspec.json.encode(self._state))
+
+
+def _check_free(netlink: Netlink) -> None:
+    for link in nic.links(netlink):
+        if nic.taken(netlink, link):
+            raise BackendError(
+                f"cannot connect the guest to {link.name}: another guest of the pod has its place",
+                "one of them must do without: org.runphi.net=no",
+            )
 
 
 def open_netns(path: str) -> int:
