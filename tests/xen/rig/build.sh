@@ -26,8 +26,7 @@ DISK_MODULES=(bridge xen-netback)
 TRIES=3
 
 need_root
-# libxen-dev: what a guest of the tests is linked with
-apt_need mmdebstrap cpio kmod e2fsprogs python3 gcc libc6-dev libxen-dev
+apt_need mmdebstrap cpio kmod e2fsprogs python3
 
 # The kernel that the metapackage stands for.
 kernel_package() {
