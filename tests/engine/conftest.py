@@ -186,7 +186,7 @@ def pod_engine(place: Path, images: list[Path]) -> Iterator[PodEngine]:
         pytest.skip("containerd needs root")
     config = place / "pods.toml"
     config.write_text(f'[log]\ndir = "{place}/pod-log"\n')
-    engine = PodEngine(place / "ps", place / "p", {"RUNPHI_CONFIG": str(config)})
+    engine = PodEngine(place / "ks", place / "k", {"RUNPHI_CONFIG": str(config)})
     try:
         engine.start()
         engine.load([path for path in images if path.stem in POD_IMAGES])

@@ -16,12 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.system.place import ended
+from tests.system.place import ROOT, ended
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-#: run in the new namespace; its mounts go with it. The kernel's file systems are the machine's own.
+#: run in the new namespace; its mounts go with it. The kernel's file systems are the machine's own. A checkout below
+#: /tmp, or on another file system than the root, is put back.
 _HOLD = """set -e
 mount -t tmpfs -o size=1g,mode=755 tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
@@ -29,6 +30,7 @@ mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/r
 for each in proc sys dev; do mount --rbind "/$each" "$1/root/$each"; done
 mount -t tmpfs -o mode=1777 tmpfs "$1/root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$1/root/run"
+[ -e "$1/root$2" ] || { mkdir -p "$1/root$2"; mount --bind "$2" "$1/root$2"; }
 echo ready
 read -r _
 """
@@ -39,7 +41,18 @@ class Overlay:
 
     def __enter__(self) -> Overlay:
         self.path = Path(tempfile.mkdtemp(prefix="rpo", dir="/tmp"))
-        argv = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _HOLD, "hold", str(self.path)]
+        argv = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "/bin/sh",
+            "-c",
+            _HOLD,
+            "hold",
+            str(self.path),
+            str(ROOT),
+        ]
         self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != b"ready\n":

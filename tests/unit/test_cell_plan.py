@@ -421,7 +421,8 @@ def test_a_linux_guest_of_the_image_carries_its_rootfs() -> None:
     assert (cell.loads[0].size, cell.loads[3].source, cell.loads[4].source) == (0x10000, "/r", tree.FILE)
     assert cell.cmdline == "console=jailhouse quiet loglevel=2 printk.time=0 printk.devkmsg=on"
     assert found.initrd == "/k/init"
-    assert found.conf_init.split(b"\0")[-4:] == [b"rootfs=ramdisk", b"console=kmsg", b"comm=0x80000000", b""]
+    records = found.conf_init.split(b"\0")
+    assert records[-5:] == [b"rootfs=ramdisk", b"own-mounts=1", b"console=kmsg", b"comm=0x80000000", b""]
     assert any("init makes lines of the kernel's log" in line for line in found.explain)
     made = fdt.parse(found.files[tree.FILE]).root
     assert [node.name for node in made.children[1].children] == ["cpu@1"]
