@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from runphi_async import hypervisor
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -203,7 +205,9 @@ class Place:
             left += [f"record {name}" for name in records]
             links = [str(path) for path in self.path.glob("root*/*")]
             left += [f"link {link}" for link in links]
-            left += [f"log {path}" for path in self.path.glob("log/*")]
+            # the lines of the hypervisor's own console are no container's, so they stay
+            logs = [path for path in self.path.glob("log/*") if path.name.removesuffix(".1") != hypervisor.NAME]
+            left += [f"log {path}" for path in logs]
         for container in self.containers:
             container.close()
         if (self.run_dir / "supervisor.pid").exists():

@@ -50,8 +50,6 @@ def followed(board: CellBoard) -> Iterator[CellPlace]:
     """A place where the supervisor follows the hypervisor's console."""
     made = CellPlace(board, {}, f'\n[hypervisor]\nconsole = "exec:{TOOL} console -f"\n')
     yield made
-    for name in ("hypervisor.jsonl", "hypervisor.jsonl.1"):  # no container's, so they stay
-        (made.path / "log" / name).unlink(missing_ok=True)
     left = made.close()
     assert not left, "left over:\n" + "\n".join(left)
 
