@@ -47,6 +47,7 @@ class CellComm(msgspec.Struct, frozen=True):
 def choose(spec: GuestSpec, facts: Facts, template: Template) -> CellComm:
     """Choose the console; the communication region every cell has."""
     board = facts.board
+    comm.refuse_vchan(spec)
     for channel in spec.channels:
         if channel.made:
             raise PlanError(

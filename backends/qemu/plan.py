@@ -78,6 +78,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
     devices = dev.decide(spec)
     network = net.decide(spec, facts.links, facts.no_taps)
     mounted = mounts.decide(spec)
+    comm.refuse_vchan(spec)
     channels = comm.decide(spec)
 
     accel = accel_for(facts, booting.arch)

@@ -26,6 +26,8 @@ from backends.xen.machine import HostFacts, Pool, wish
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
+from consoles import vchan
+from consoles.sources.base import SourceError
 from runphi_async import nic
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.partition import boot, mounts
@@ -133,6 +135,7 @@ class XenBackend:
             device_model=next(iter(sorted(path for pattern in DEVICE_MODELS for path in glob.glob(pattern))), None),
             image=elf.inspect(image),
             static_shm=wish(spec, "static-shm") is not None and _knows("static_shm"),
+            no_vchan=_no_vchan() if any(channel.vchan for channel in spec.channels) else "",
             page_size=os.sysconf("SC_PAGE_SIZE"),
             initrd=_initrd(self._config.initrd) if linux else None,
             rootfs_bytes=_measure(spec.rootfs) if linux else 0,
@@ -172,6 +175,15 @@ def _knows(key: str) -> bool:
     """Whether xl has a key: it takes those it does not know without a word, so its programs are read (blocks)."""
     paths = [path for pattern in XL_PROGRAMS for path in glob.glob(pattern)]
     return any(key.encode() in Path(path).read_bytes() for path in paths)
+
+
+def _no_vchan() -> str:
+    """Why libxenvchan cannot be had, "" when it can (blocks)."""
+    try:
+        vchan.load()
+    except SourceError as exc:
+        return str(exc)
+    return ""
 
 
 def _initrd(path: str) -> bytes | None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xen half of the channels: the PV console, XenStore for the init's control lines, extra channels by annotation.
 
-An extra channel is /dev/hvcN in the guest and a named stream here: attach and logs have it by its name. A device model
-serves it on a unix socket of the record directory, so it needs qemu-system-xen in dom0.
+A vchan is memory that the guest grants to dom0, with a server of the guest's own; the record says where it will be. An
+extra channel is /dev/hvcN in the guest. Both are named streams here: attach and logs have them by their names. A device
+model serves the extra channels on unix sockets of the record directory, so they need qemu-system-xen in dom0.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from backends.xen.dev import need_device_model
 from backends.xen.machine import wishes
+from consoles.vchan import NAME_MAX
 from runphi_async.errors import PlanError
 from runphi_async.partition.channels import MAX_CHANNELS, Channel, check_name
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts
     from backends.xen.xlcfg import Value
-    from runphi_async.partition.comm import Channels
     from runphi_async.partition.spec import GuestSpec
 
 #: Source: unix(7), sun_path
@@ -26,20 +27,26 @@ _SOCKET_PATH_MAX: Final = 108
 _DROPPED: Final = "connection=pty,name=runphi-first"
 
 
-def check(channels: Channels) -> None:
-    """Refuse rings in memory that dom0 and a guest share.
+def check(spec: GuestSpec, facts: HostFacts) -> None:
+    """Refuse channels in shared memory that this Xen cannot have.
 
-    xl 4.17 has no key for such memory on x86. libxenvchan, callable by ctypes in dom0, has it of one side's pages by
-    grants: if they were ours, they would end with the supervisor, and if they are the guest's, it must bring a server.
+    xl 4.17 has no key for memory of dom0's in a guest on x86; by grants it would end with the supervisor.
 
     :raises PlanError: naming the channel.
     """
-    for channel in channels.shared:
-        raise PlanError(
-            f"cannot make channel {channel.name}: xl shares no memory of dom0 with a guest here, "
-            "and libxenvchan would need a server in the guest",
-            "use org.runphi.xen.channel for a PV channel, or a source",
-        )
+    for channel in spec.channels:
+        problem, hint = None, None
+        if channel.made:
+            problem = "xl shares no memory of dom0 with a guest here"
+            hint = "use vchan, which the guest serves from its own memory, or org.runphi.xen.channel for a PV channel"
+        elif channel.vchan and len(channel.name) > NAME_MAX:
+            problem = f"libxenvchan reaches names of up to {NAME_MAX} characters only"
+        elif channel.vchan and channel.name == spec.console:
+            problem = "a vchan cannot be the console"
+        elif channel.vchan and facts.no_vchan:
+            problem, hint = facts.no_vchan, "use org.runphi.xen.channel for a PV channel"
+        if problem is not None:
+            raise PlanError(f"cannot make channel {channel.name}: {problem}", hint)
 
 
 def extra(spec: GuestSpec, facts: HostFacts) -> tuple[Channel, ...]:

@@ -27,6 +27,7 @@ from backends.xen.vifs import Vifs, status_path
 from backends.xen.words import TO_HOST, Words, exit_code
 from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
+from consoles import shmfiles, vchan
 from consoles.sources.fifo import open_fifo
 from runphi_async.errors import BackendError
 from runphi_async.partition.spec import GuestKind
@@ -133,6 +134,7 @@ class XenDriver:
             raise BackendError("cannot create the domain: xl says it is made, and Xen knows of none that waits")
         self._state.domid = domain.domid
         self._save()
+        self._link_channels(self._plan)
         self._forget_files()
         if self._vifs is not None:
             await self._connect_cards(self._vifs, self._plan.macs)
@@ -152,6 +154,13 @@ class XenDriver:
             await asyncio.to_thread(self._write_initrd, plan)
         config = planning.configuration(plan, self._directory, self._state.uuid, self._disk)
         write_atomically(os.path.join(self._directory, planning.CONFIG), config)
+
+    def _link_channels(self, plan: XenPlan) -> None:
+        """Write down where in XenStore the guest's vchan servers will be, for whoever connects to them."""
+        for channel in plan.channels:
+            if channel.vchan:
+                node = vchan.server(self._state.domid, channel.name)
+                os.symlink(node, os.path.join(self._directory, shmfiles.LINK + channel.name))
 
     def _write_initrd(self, plan: XenPlan) -> None:
         with open(os.path.join(self._directory, GUEST_INITRD), "wb") as file:

@@ -78,6 +78,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     image: ImageFacts
     #: whether this version of xl knows memory shared between guests from the start
     static_shm: bool = False
+    #: why a vchan cannot be had, if the container asks for one; "" = it can
+    no_vchan: str = ""
     page_size: int = 4096
     #: contents of the RAM disk with our init
     initrd: bytes | None = None

@@ -66,7 +66,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
     booting = boot.decide(spec, facts.image, config.kernel, facts.arch)
     channels = comm.decide(spec)
     chosen = xen_boot.guest_type(spec, booting, facts, pv_note)
-    xen_comm.check(channels)
+    xen_comm.check(spec, facts)
     extra = xen_comm.extra(spec, facts)
     network = xen_net.decide(spec, facts)
     entries: dict[str, Value] = {

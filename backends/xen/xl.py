@@ -18,7 +18,7 @@ from runphi_async.errors import BackendError
 #: Seconds for a call that only asks or flips a switch; a fifth of a second on idle, emulated hardware.
 SHORT: Final = 30.0
 #: Seconds for making or destroying a domain: hotplug scripts and device models take part.
-LONG: Final = 90.0
+LONG: Final = 240.0
 #: Executes xl so that it is killed when we are: a create that outlived a killed supervisor would make its domain
 #: after the next one has looked for it.
 DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")

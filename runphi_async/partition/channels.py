@@ -2,6 +2,7 @@
 """Named streams of a guest beside its console, as annotations and images ask for them.
 
 ``org.runphi.channel.telemetry=shmem,size=64KiB`` is shared memory that the backend makes;
+``vchan`` is memory of the guest itself, which serves it by libxenvchan, on Xen only.
 ``shmem:/dev/uio0:2,size=32KiB`` lies on the host already, and everything else (``serial:``, ``unix:``, ``pty:``) is a
 source of the host too: the configuration must list such a place (``channels.places``), and an image may not ask for it.
 """
@@ -33,6 +34,8 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _UIO: Final = re.compile(r"/dev/uio\d+:")
 #: the name under which the serial port goes on when a channel is the console
 SERIAL: Final = "serial"
+#: the place of a channel that the guest serves by libxenvchan
+VCHAN: Final = "vchan"
 #: PCI devices that a machine takes besides its own
 MAX_CHANNELS: Final = 8
 
@@ -58,6 +61,11 @@ class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
         return not self.place and not self.socket
 
     @property
+    def vchan(self) -> bool:
+        """Whether the guest serves it by libxenvchan."""
+        return self.place == VCHAN
+
+    @property
     def shared(self) -> bool:
         """Whether it is a byte ring in shared memory."""
         return self.size > 0
@@ -81,6 +89,8 @@ def parse(name: str, text: str) -> Channel:
     check_name(name)
     what, *options = text.strip().split(",")
     kind, _, place = what.partition(":")
+    if text.strip() == VCHAN:
+        return Channel(name, place=VCHAN)
     try:
         if kind != "shmem":
             describe.parse(text.strip())
@@ -147,6 +157,10 @@ def source(
     """
     if channel.socket:
         return describe.make(describe.Unix(os.path.join(directory, channel.socket)))
+    if channel.vchan:
+        from consoles.sources.vchan import VchanSource
+
+        return VchanSource(functools.partial(shmfiles.find, directory, channel.name))
     if not channel.shared:
         return describe.make(describe.parse(channel.place))
     from consoles.sources.shmem import ShmemSource
@@ -183,6 +197,8 @@ def check_allowed(channels: Sequence[Channel], allowed: Allowed, host_paths: Seq
             "make them smaller, or set channels.max_bytes in the configuration",
         )
     for channel in channels:
+        if channel.vchan:
+            continue  # no place of the host's
         if channel.place and not channel.shared:
             sources.from_annotation(f"org.runphi.channel.{channel.name}", channel.place, host_paths)
         elif channel.place and channel.place not in allowed.places:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from runphi_async.errors import PlanError
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.spec import GuestKind
 
@@ -49,6 +50,19 @@ def decide(spec: GuestSpec) -> Channels:
         explain=("comm: console on the serial port", *named),
         shared=shared,
     )
+
+
+def refuse_vchan(spec: GuestSpec) -> None:
+    """Refuse channels of libxenvchan, which only Xen has.
+
+    :raises PlanError: naming the channel.
+    """
+    for channel in spec.channels:
+        if channel.vchan:
+            raise PlanError(
+                f"cannot make channel {channel.name}: only a guest on Xen can serve a vchan",
+                "use shmem, or set org.runphi.backend=xen",
+            )
 
 
 def explain_channels(spec: GuestSpec) -> tuple[str, ...]:

@@ -258,7 +258,7 @@ def _from_boot_config(raw: BootConfig | dict[str, Any] | None) -> dict[str, Any]
 
 def _image_channel(name: str, text: str) -> Channel:
     channel = _channel(f"comm.{name} in {bootconfig.BOOT_CONFIG}", name, text)
-    if not channel.made:
+    if not channel.made and not channel.vchan:
         raise SpecError(f"cannot use comm.{name} in {bootconfig.BOOT_CONFIG}: an image cannot name places of the host")
     return channel
 

@@ -28,6 +28,9 @@ TREES: Final = ("bin", "docs", "tests")
 #: The kernel and RAM disk of Linux guests; bin/prepare-guest makes them.
 GUEST: Final = Path(os.environ.get("RUNPHI_GUEST", "/var/lib/runphi/guest"))
 GUEST_FILES: Final = ("vmlinux", "initrd-xen")
+#: A guest's end of a vchan, and the libraries it is linked with.
+VCHAN_DEMO: Final = "vchan-demo"
+VCHAN_LIBRARIES: Final = ("xenvchan", "xenstore", "xengnttab", "xenevtchn", "xentoollog", "xentoolcore")
 #: Where dom0 has it all.
 HOME: Final = "/opt/runphi"
 #: What dom0 mounts there: a file system made here, because thousands of files take long to unpack under emulation.
@@ -79,6 +82,13 @@ def copy_distribution(distribution: metadata.Distribution, site: Path) -> None:
         shutil.copy(str(distribution.locate_file(file)), target)
 
 
+def build_vchan_demo(out: Path) -> None:
+    """Build the example of a guest that serves a vchan."""
+    source = ROOT / "examples" / "channels" / "vchan_demo.c"
+    argv = ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(out), str(source)]
+    subprocess.run([*argv, *(f"-l{name}" for name in VCHAN_LIBRARIES)], check=True)
+
+
 def pack(share: Path) -> None:
     """Write the image that dom0 mounts at /opt/runphi, and what is used where it lies, into ``share``."""
     with tempfile.TemporaryDirectory(prefix="dom0-") as name:
@@ -103,6 +113,7 @@ def pack(share: Path) -> None:
         subprocess.run([str(ROOT / "bin" / "build-inmates"), str(home / "inmates")], check=True, capture_output=True)
         images = [str(ROOT / "bin" / "build-images"), str(share / "images"), "--inmates", str(home / "inmates")]
         subprocess.run(images, check=True, capture_output=True)
+        build_vchan_demo(home / VCHAN_DEMO)
         (share / "guest").mkdir(exist_ok=True)
         for file in GUEST_FILES:
             shutil.copy(GUEST / file, share / "guest" / file)
