@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ def main() -> int:
     parser.add_argument("--junitxml", type=Path)
     parser.add_argument("--measure", action="store_true", help="measure instead: create to first byte against xl")
     given, rest = parser.parse_known_args()
+    # bin/test ends us so when it is interrupted: the machine must go, too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     begun = time.monotonic()
 
     def say(text: str) -> None:
