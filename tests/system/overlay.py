@@ -21,12 +21,17 @@ from tests.system.place import ROOT, ended
 if TYPE_CHECKING:
     from types import TracebackType
 
-#: run in the new namespace; its mounts go with it. The kernel's file systems are the machine's own. A checkout below
-#: /tmp, or on another file system than the root, is put back.
+#: What runPHI keeps, and what it was installed as: the machine in the overlay has never seen it, whatever was done here
+#: before.
+HIDDEN = ("/etc/runphi", "/var/lib/runphi", "/var/log/runphi", "/usr/share/runPHI")
+#: Run in the new namespace; its mounts go with it. A layer of whiteouts (character devices 0, 0, as the kernel's
+#: overlayfs.rst has it) hides files. The kernel's file systems are the machine's own. A checkout below /tmp, or on
+#: another file system than the root, is put back.
 _HOLD = """set -e
 mount -t tmpfs -o size=1g,mode=755 tmpfs "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
+mkdir "$1/upper" "$1/work" "$1/root" "$1/hidden"
+for each in $3; do mkdir -p "$1/hidden${each%/*}"; mknod "$1/hidden$each" c 0 0; done
+mount -t overlay -o "lowerdir=$1/hidden:/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
 for each in proc sys dev; do mount --rbind "/$each" "$1/root/$each"; done
 mount -t tmpfs -o mode=1777 tmpfs "$1/root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$1/root/run"
@@ -52,6 +57,7 @@ class Overlay:
             "hold",
             str(self.path),
             str(ROOT),
+            " ".join(HIDDEN),
         ]
         self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
@@ -130,7 +136,7 @@ def _compare(old: Path, new: Path) -> list[str]:
     after = new.lstat()
     if stat.S_ISCHR(after.st_mode) and after.st_rdev == 0:
         return ["is gone"]
-    if not os.path.lexists(old):
+    if not os.path.lexists(old) or any(old.is_relative_to(each) for each in HIDDEN):
         return ["is new"]
     before = old.lstat()
     fields = ("st_mode", "st_uid", "st_gid")
