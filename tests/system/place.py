@@ -175,6 +175,16 @@ class Place:
 
         until(answers, "a new supervisor")
 
+    def _end_supervisor(self) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # there is none, or it is ending by itself
+            pid, guardian = self.pid(), self.guardian()
+            os.kill(pid, signal.SIGTERM)
+            ended(pid)
+            if guardian != os.getpid():
+                ended(guardian)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(guardian, 0)
+
     def processes(self) -> dict[int, str]:
         """Processes of this place: those that work in it or speak of it."""
         found = {}
@@ -210,20 +220,14 @@ class Place:
             left += [f"log {path}" for path in logs]
         for container in self.containers:
             container.close()
-        if (self.run_dir / "supervisor.pid").exists():
-            left += [f"supervisor said: {line}" for line in self.log().splitlines() if "Traceback" in line]
-            pid = self.pid()
-            guardian = self.guardian()
-            os.kill(pid, signal.SIGTERM)
-            ended(pid)
-            if guardian != os.getpid():
-                ended(guardian)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(guardian, 0)
-        # A client that came back may have started a supervisor beside its guardian's: it finds that out and ends.
+        left += [f"supervisor said: {line}" for line in self.log().splitlines() if "Traceback" in line]
+        # A client that came back may have started a supervisor beside its guardian's: it finds that out and ends, or it
+        # is slow and takes over from the one that ends here.
         settled = time.monotonic() + SETTLE
+        self._end_supervisor()
         while self.processes() and time.monotonic() < settled:
             time.sleep(0.02)
+            self._end_supervisor()
         for pid, words in self.processes().items():
             left.append(f"process {pid}: {words}")
             with contextlib.suppress(ProcessLookupError):

@@ -315,6 +315,8 @@ def test_who_sleeps_slows_nobody_and_is_told_what_was_skipped(
     asleep.kill(signal.SIGCONT)
     skipped = int(asleep.told(rb"\d+ bytes skipped").split()[0])
     asleep.expect_exact("line 0060000\r\n> ")
+    # whoever wakes up on a busy machine may fall behind once more
+    skipped += sum(int(more) for more in re.findall(rb": (\d+) bytes skipped", asleep.before))
     (_, row) = json.loads(place.must("who", "--format", "json", "c1"))
     assert row["skipped"] == skipped > 100_000
 
