@@ -13,12 +13,11 @@ from consoles.regions import open_region
 from consoles.sources.base import SourceError
 from runphi_async.partition.channels import Channel
 from runphi_async.testing.shmempeer import Peer
-from tests.system import test_jailhouse_driver as cells
-from tests.system.test_jailhouse_driver import board, guest  # noqa: F401  # a fixture
+from tests.system.cellkit import CellLife, board_here, guest
 from tests.unit.consolekit import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from backends.base import Backend, Told
@@ -28,11 +27,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellBoard]:
+    with board_here(tmp_path, monkeypatch) as made:
+        yield made
+
+
 def on(place: CellBoard, console: str) -> GuestSpec:
     return guest(place, annotations={"org.runphi.console-port": console})
 
 
-class Noted(cells.CellLife):
+class Noted(CellLife):
     """A life whose events are kept."""
 
     def __init__(self, backend: Backend, directory: Path) -> None:
@@ -48,7 +53,7 @@ class Noted(cells.CellLife):
 
 
 @pytest.fixture(params=["con1", "shm0"])
-async def life(board: CellBoard, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Noted]:  # noqa: F811
+async def life(board: CellBoard, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Noted]:
     """A cell on a virtio console, and one on a byte ring."""
     directory = tmp_path / "record"
     directory.mkdir()
@@ -116,7 +121,7 @@ async def test_the_cells_word_in_the_state_table_is_an_event(life: Noted) -> Non
 
 
 async def test_what_an_earlier_guest_left_in_the_memory_is_not_shown(
-    board: CellBoard,  # noqa: F811
+    board: CellBoard,
     tmp_path: Path,
 ) -> None:
     for name in ("one", "two"):
@@ -133,7 +138,7 @@ async def test_what_an_earlier_guest_left_in_the_memory_is_not_shown(
 
 
 async def test_a_channel_of_the_host_may_be_the_console(
-    board: CellBoard,  # noqa: F811
+    board: CellBoard,
     tmp_path: Path,
 ) -> None:
     memory = tmp_path / "memory"
@@ -153,7 +158,7 @@ async def test_a_channel_of_the_host_may_be_the_console(
     await life.close()
 
 
-async def test_a_device_that_is_not_there_is_tried_again(board: CellBoard, tmp_path: Path) -> None:  # noqa: F811
+async def test_a_device_that_is_not_there_is_tried_again(board: CellBoard, tmp_path: Path) -> None:
     text = board.file.read_text()
     board.file.write_text(text.replace(f'uio = "{board.place.devices}/uio0"\n', ""))
     backend = JailhouseBackend(board.config(), str(tmp_path))
@@ -165,5 +170,5 @@ async def test_a_device_that_is_not_there_is_tried_again(board: CellBoard, tmp_p
     source = driver.console()
     assert source is not None
     with pytest.raises(SourceError, match=r"the uio device of PCI device 0001:00:00\.0: bind it to uio_ivshmem"):
-        await asyncio.wait_for(source.open(cells.CellLife(backend, directory)), 30)
+        await asyncio.wait_for(source.open(CellLife(backend, directory)), 30)
     await driver.release()

@@ -13,8 +13,8 @@ import pytest
 from runphi_async.testing.cellboard import TOOL, CellBoard
 from runphi_async.testing.fake_jailhouse import driver
 from runphi_async.testing.fake_jailhouse.ring import Ring
+from tests.system.cellkit import CellPlace, board_in, kill, places
 from tests.system.place import until
-from tests.system.test_jailhouse import CellPlace, kill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,27 +31,21 @@ BANNER = b"runPHI demo inmate, cell\r\n> "
 
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[CellBoard]:
-    made = CellBoard(tmp_path)
-    os.link(made.image, tmp_path / "demo-x86_64.elf")
-    yield made
-    made.close()
+    with board_in(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def place(board: CellBoard) -> Iterator[CellPlace]:
-    made = CellPlace(board, {})
-    yield made
-    left = made.close()
-    assert not left, "left over:\n" + "\n".join(left)
+    with places(CellPlace, board) as make:
+        yield make()
 
 
 @pytest.fixture
 def followed(board: CellBoard) -> Iterator[CellPlace]:
     """A place where the supervisor follows the hypervisor's console."""
-    made = CellPlace(board, {}, f'\n[hypervisor]\nconsole = "exec:{TOOL} console -f"\n')
-    yield made
-    left = made.close()
-    assert not left, "left over:\n" + "\n".join(left)
+    with places(CellPlace, board) as make:
+        yield make(f'\n[hypervisor]\nconsole = "exec:{TOOL} console -f"\n')
 
 
 def events(place: CellPlace, name: str, kind: str) -> list[dict[str, Any]]:

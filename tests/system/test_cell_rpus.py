@@ -17,9 +17,8 @@ from runphi_async.errors import BackendError, PlanError, RunphiError
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.cellboard import TOOL, CellBoard
 from runphi_async.testing.fake_jailhouse import inmates
+from tests.system.cellkit import CellLife, CellPlace, board_here, guest, kill
 from tests.system.place import until
-from tests.system.test_jailhouse import CellPlace, kill
-from tests.system.test_jailhouse_driver import CellLife, guest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -30,10 +29,8 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellBoard]:
-    made = CellBoard(tmp_path, dialect="omnivisor")
-    monkeypatch.setenv("FAKE_JAILHOUSE", str(made.place.root))
-    yield made
-    made.close()
+    with board_here(tmp_path, monkeypatch, dialect="omnivisor") as made:
+        yield made
 
 
 def motor(board: CellBoard, **more: Any) -> GuestSpec:

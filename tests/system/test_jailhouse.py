@@ -9,7 +9,7 @@ import signal
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,16 +17,17 @@ from backends.jailhouse import codec
 from runphi_async.partition.claims import Claim, Kind, Owner
 from runphi_async.partition.ledger import Ledger
 from runphi_async.store import boot_id
-from runphi_async.testing.cellboard import CellBoard
 from runphi_async.testing.fake_jailhouse import board as fake
 from runphi_async.testing.fake_jailhouse import driver
-from tests.system.place import Place, ended, until
+from tests.system.cellkit import CellPlace, board_in, kill, places
+from tests.system.place import ended, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.system.place import Container
+    from runphi_async.testing.cellboard import CellBoard
+
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -34,62 +35,21 @@ pytestmark = [
 ]
 
 
-class CellPlace(Place):
-    """A supervisor's world with a board."""
-
-    def __init__(self, board: CellBoard, settings: dict[str, Any], more: str = "") -> None:
-        lines = [f"{key} = {json.dumps(value)}" for key, value in {**board.settings(), **settings}.items()]
-        super().__init__(board.image.parent, "[jailhouse]\n" + "\n".join(lines) + "\n" + more)
-        self.board = board
-        self.env["FAKE_JAILHOUSE"] = str(board.place.root)
-
-    def cell(self, name: str, **more: Any) -> Container:
-        """Create a container that is a cell, with a serial port of its own."""
-        annotations = {"org.runphi.console-port": f"port{more.pop('port', 1)}", **more.pop("annotations", {})}
-        return self.create(name, backend="jailhouse", annotations=annotations, **more)
-
-    def running_cell(self, name: str, **more: Any) -> Container:
-        """Create and start one, and wait for its prompt."""
-        made = self.cell(name, **more)
-        assert made.created == 0, (made.error, self.log())
-        made.must("start")
-        made.expect(b"> ")
-        return made
-
-    def held(self) -> set[str]:
-        """Return who has something of the board."""
-        return {held.owner.name for held in Ledger(str(self.run_dir / "ledger.db"), boot_id()).held()}
-
-
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[CellBoard]:
-    made = CellBoard(tmp_path)
-    os.link(made.image, tmp_path / "demo-x86_64.elf")
-    yield made
-    made.close()
+    with board_in(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def place_with(board: CellBoard) -> Iterator[Callable[..., CellPlace]]:
-    made: list[CellPlace] = []
-
-    def make(**settings: Any) -> CellPlace:
-        made.append(CellPlace(board, settings))
-        return made[-1]
-
-    yield make
-    for place in made:
-        left = place.close()
-        assert not left, "left over:\n" + "\n".join(left)
+    with places(CellPlace, board) as make:
+        yield make
 
 
 @pytest.fixture
 def place(place_with: Callable[..., CellPlace]) -> CellPlace:
     return place_with()
-
-
-def kill(cell: Container, signal: str) -> None:
-    cell.place.must("kill", cell.name, signal, root=cell.root)
 
 
 def test_the_whole_walk(place: CellPlace) -> None:

@@ -11,44 +11,24 @@ import pytest
 from backends.jailhouse.backend import JailhouseBackend
 from backends.jailhouse.driver import PHASE
 from runphi_async.errors import BackendError, RunphiError, UnsupportedError
-from runphi_async.partition.spec import GuestKind, GuestSpec
-from runphi_async.testing.cellboard import CellBoard
+from tests.system.cellkit import CellLife, board_here, guest
 from tests.unit.conformance import PATIENCE, DriverConformance, Life
-from tests.unit.test_source_console import SourceLife
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from backends.base import Backend
+    from runphi_async.partition.spec import GuestSpec
+    from runphi_async.testing.cellboard import CellBoard
 
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellBoard]:
-    made = CellBoard(tmp_path)
-    monkeypatch.setenv("FAKE_JAILHOUSE", str(made.place.root))
-    yield made
-    made.close()
-
-
-def guest(board: CellBoard, **more: Any) -> GuestSpec:
-    given: dict[str, Any] = {"id": "c1", "inmate": str(board.image), **more}
-    return GuestSpec(kind=GuestKind.INMATE, rootfs=str(board.image.parent), **given)
-
-
-class CellLife(SourceLife):
-    """A life without a process: the stub has no child, and a cell takes its serial port with it."""
-
-    async def start(self) -> None:
-        await Life.start(self)
-
-    def gone(self, reason: str) -> None:
-        """The cell was destroyed."""
-
-    def back(self) -> None:
-        """It never comes back."""
+    with board_here(tmp_path, monkeypatch) as made:
+        yield made
 
 
 class TestCell(DriverConformance):

@@ -16,14 +16,14 @@ from backends.jailhouse import examples, linuxfiles
 from backends.jailhouse.backend import JailhouseBackend
 from backends.jailhouse.driver import SAID
 from runphi_async.partition.spec import GuestKind
-from runphi_async.testing.cellboard import CellBoard
+from tests.system.cellkit import CellPlace, board_in, kill, places
 from tests.system.place import until
-from tests.system.test_jailhouse import CellPlace, kill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from runphi_async.testing.cellboard import CellBoard
     from tests.system.place import Container
 
 BUSYBOX = shutil.which("busybox")
@@ -62,24 +62,14 @@ class LinuxPlace(CellPlace):
 
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[CellBoard]:
-    made = CellBoard(tmp_path)
-    os.link(made.image, tmp_path / "demo-x86_64.elf")
-    yield made
-    made.close()
+    with board_in(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def place_with(board: CellBoard) -> Iterator[Callable[..., LinuxPlace]]:
-    made: list[LinuxPlace] = []
-
-    def make(**settings: Any) -> LinuxPlace:
-        made.append(LinuxPlace(board, settings))
-        return made[-1]
-
-    yield make
-    for place in made:
-        left = place.close()
-        assert not left, "left over:\n" + "\n".join(left)
+    with places(LinuxPlace, board) as make:
+        yield make
 
 
 @pytest.fixture

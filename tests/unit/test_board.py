@@ -22,7 +22,7 @@ from runphi_async.partition import board as boards
 from runphi_async.partition import ranges
 from runphi_async.partition.ranges import Range
 from runphi_async.supervisor import Supervisor
-from tests.unit.test_cli import answer
+from tests.unit.clikit import answer
 
 #: the least that is a board
 SMALL: dict[str, Any] = {

@@ -15,7 +15,7 @@ from runphi_async import wire
 from runphi_async.config import Config
 from runphi_async.supervisor import Supervisor
 from runphi_async.testing.fake_jailhouse import board
-from tests.unit.test_cli import FakeCall, answer
+from tests.unit.clikit import FakeCall, answer
 
 if TYPE_CHECKING:
     from pathlib import Path

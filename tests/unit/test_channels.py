@@ -21,7 +21,7 @@ from runphi_async.partition.channels import Channel
 from runphi_async.partition.request import PartitionRequest, request
 from runphi_async.partition.spec import GuestKind
 from runphi_async.store import Record
-from tests.unit.test_qemu_plan import ARM, LINUX, MULTIBOOT, PVH, option, options, plan
+from tests.unit.qemukit import ARM, LINUX, MULTIBOOT, PVH, option, options, plan
 
 KIB = 1024
 TELEMETRY = Channel("telemetry", 64 * KIB)

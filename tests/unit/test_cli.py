@@ -16,49 +16,14 @@ from runphi_async import cli, wire
 from runphi_async.config import Config
 from runphi_async.errors import NotFoundError, RunphiError, SpecError, UsageError
 from runphi_async.supervisor import Supervisor
+from tests.unit.clikit import answer
 
 HEX = "0123456789abcdef" * 4
-
-
-class FakeCall:
-    """A call that remembers what it was told."""
-
-    def __init__(self, *argv: str, cwd: str = "/cwd") -> None:
-        self.argv = list(argv)
-        self.restricted = False
-        self.cwd = cwd
-        self.frames: list[tuple[bytes, bytes]] = []
-
-    def path(self, name: str) -> str:
-        return os.path.normpath(os.path.join(self.cwd, name))
-
-    async def send(self, kind: bytes, payload: bytes = b"", fds: object = ()) -> None:
-        self.frames.append((kind, payload))
-
-    async def out(self, text: str | bytes) -> None:
-        await self.send(wire.OUT, text.encode() if isinstance(text, str) else text)
-
-    async def error(self, text: str) -> None:
-        await self.send(wire.ERR, text.encode("utf-8", "surrogateescape"))
-
-    def said(self, kind: bytes) -> str:
-        return b"".join(payload for k, payload in self.frames if k == kind).decode()
-
-    @property
-    def status(self) -> int:
-        assert self.frames[-1][0] == wire.EXIT
-        return int(self.frames[-1][1])
 
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Supervisor:
     return Supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
-
-
-async def answer(supervisor: Supervisor, *argv: str, cwd: str = "/cwd") -> FakeCall:
-    call = FakeCall(*argv, cwd=cwd)
-    await cli.run(call, supervisor)  # type: ignore[arg-type]
-    return call
 
 
 def parsed(*argv: str) -> tuple[Any, Any]:

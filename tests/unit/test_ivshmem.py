@@ -15,7 +15,7 @@ from consoles.sources.shmem import ShmemSource
 from runphi_async.partition import channels
 from runphi_async.testing.shmempeer import Peer
 from tests.unit.consolekit import until
-from tests.unit.test_shmem_source import Ear
+from tests.unit.sourcekit import Ear
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,7 +30,7 @@ from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.partition.units import MIB
 from runphi_async.store import boot_id
 from runphi_async.supervisor import Supervisor
-from tests.unit.test_cli import FakeCall, answer
+from tests.unit.clikit import FakeCall, answer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,57 +9,26 @@ from typing import Any
 import msgspec
 import pytest
 
-from backends.qemu import plan as planner
-from backends.qemu.machine import HostFacts
-from runphi_async.config import Qemu
 from runphi_async.errors import PlanError
 from runphi_async.nic import Link
 from runphi_async.partition import conf
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
-from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
+from runphi_async.partition.boot import ImageFacts, Segment
+from runphi_async.partition.spec import GuestKind, PartitionPlan
 from runphi_async.partition.units import MIB
-
-PVH = ImageFacts(ImageFormat.ELF, 9000, "x86_64", 64, 0x100100, (Segment(0x100000, 0x102000),), 0x100100)
-MULTIBOOT = msgspec.structs.replace(PVH, bits=32, pvh_entry=None, multiboot=True)
-ARM = ImageFacts(ImageFormat.ELF, 9000, "aarch64", 64, 0x40080000, (Segment(0x40080000, 0x40090000),))
-FLAT = ImageFacts(ImageFormat.FLAT, 3 * MIB)
-BZIMAGE = ImageFacts(ImageFormat.BZIMAGE, 9000, "x86_64")
-ARM_IMAGE = ImageFacts(ImageFormat.ARM64_IMAGE, 9000, "aarch64")
-
-FACTS = HostFacts(
-    accel="tcg",
-    arch="x86_64",
-    binaries={"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"},
-    online_cpus=(0, 1, 2, 3),
-    image=PVH,
+from tests.unit.qemukit import (
+    ARM,
+    ARM_IMAGE,
+    BZIMAGE,
+    FACTS,
+    FLAT,
+    LINUX,
+    MULTIBOOT,
+    PVH,
+    annotated,
+    option,
+    options,
+    plan,
 )
-
-
-def plan(image: ImageFacts = PVH, facts: HostFacts = FACTS, **asked: Any) -> PartitionPlan:
-    fields: dict[str, Any] = {"id": "c1", "kind": GuestKind.INMATE, "rootfs": "/r", "inmate": "/r/i", **asked}
-    return planner.plan(GuestSpec(**fields), msgspec.structs.replace(facts, image=image), Qemu())
-
-
-def options(found: PartitionPlan, name: str) -> list[str]:
-    return [value for option, value in zip(found.argv, found.argv[1:], strict=False) if option == name]
-
-
-def option(found: PartitionPlan, name: str) -> str:
-    (value,) = options(found, name)
-    return value
-
-
-def annotated(**settings: str) -> dict[str, Any]:
-    return {"annotations": {f"org.runphi.{name}": value for name, value in settings.items()}}
-
-
-LINUX: dict[str, Any] = {
-    "kind": GuestKind.LINUX,
-    "inmate": None,
-    "process": ProcessSpec(("sh",)),
-    "facts": msgspec.structs.replace(FACTS, kernel="/var/vmlinux", initrd=b"base"),
-}
-
 
 # Section: what is the same for all
 

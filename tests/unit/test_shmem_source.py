@@ -17,29 +17,13 @@ from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource
 from runphi_async.testing.shmempeer import Peer
 from tests.unit.consolekit import pattern, until
+from tests.unit.sourcekit import Ear
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 SIZE = 4096
-
-
-class Ear:
-    """A listener that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.said: list[str] = []
-
-    def received(self, data: bytes) -> None:
-        self.data += data
-
-    def gone(self, reason: str) -> None:
-        self.said.append(reason)
-
-    def back(self) -> None:
-        self.said.append("back")
 
 
 @pytest.fixture
@@ -122,9 +106,9 @@ async def test_a_guest_that_comes_back_is_told(
     await until(lambda: ear.data == b"x" and source._guest is not None)
     assert ear.said == []
     peer.open()
-    await until(lambda: ear.said == ["the guest opened it anew", "back"])
+    await until(lambda: ear.said == ["gone: the guest opened it anew", "back"])
     peer.close()
-    await until(lambda: ear.said[2:] == ["the guest closed it"])
+    await until(lambda: ear.said[2:] == ["gone: the guest closed it"])
     peer.open()
     await until(lambda: ear.said[3:] == ["back"])
 

@@ -23,7 +23,7 @@ from runphi_async.partition.ranges import Range
 from runphi_async.supervisor import Supervisor
 from runphi_async.testing.fake_jailhouse import board as fake
 from tests.unit import jailhousekit
-from tests.unit.test_cli import answer
+from tests.unit.clikit import answer
 
 if TYPE_CHECKING:
     from pathlib import Path

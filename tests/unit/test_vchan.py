@@ -23,7 +23,7 @@ from runphi_async.partition.channels import Channel
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from tests.unit.consolekit import pattern, until
 from tests.unit.sourcekit import Ear, quick
-from tests.unit.test_xen_plan import FACTS
+from tests.unit.xenkit import FACTS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ from consoles.sources.virtioconsole import VirtioConsole, on_uio
 from consoles.virtqueue import Broken, Queue
 from runphi_async.testing.virtioguest import ConsoleDriver, Wire
 from tests.unit.consolekit import pattern, until
-from tests.unit.test_shmem_source import Ear
+from tests.unit.sourcekit import Ear
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -128,7 +128,7 @@ async def test_a_cell_that_is_shut_down_is_a_clean_end_and_the_next_one_is_welco
     driver = await up(wire, console, ear)
     await driver.print(b"first")
     wire.side(1).set_state(0)  # what the hypervisor does when the cell is shut down
-    await until(lambda: ear.said == ["the guest's console driver has left"])
+    await until(lambda: ear.said == ["gone: the guest's console driver has left"])
     assert console.write(b"to nobody") == 0
     # the next guest finds the memory as the last one left it
     driver = ConsoleDriver(wire.side(1))
@@ -143,7 +143,7 @@ async def test_a_driver_may_reset_the_device(wire: Wire, console: VirtioConsole)
     ear = Ear()
     driver = await up(wire, console, ear)
     await driver._status(0)
-    await until(lambda: ear.said == ["the guest reset its console"])
+    await until(lambda: ear.said == ["gone: the guest reset its console"])
     driver = ConsoleDriver(wire.side(1))
     await driver.probe()
     await driver.print(b"again")
@@ -355,7 +355,7 @@ async def test_without_its_word_the_guest_has_to_begin_anew(wire: Wire, tmp_path
         memory.write_text(kept)
     second = VirtioConsole(lambda: wire.side(0), memory=str(memory))
     await second.open(ear)
-    assert ear.said == ["what the last supervisor knew of it is lost; the guest must start its driver again"]
+    assert ear.said == ["gone: what the last supervisor knew of it is lost; the guest must start its driver again"]
     assert second.write(b"x") == 0
     await driver.probe()
     await driver.print(b"again")

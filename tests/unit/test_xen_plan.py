@@ -15,30 +15,15 @@ from backends.xen.states import parse_pools
 from runphi_async.config import Xen
 from runphi_async.errors import PlanError
 from runphi_async.nic import Link
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.boot import ImageFacts, ImageFormat
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec
+from runphi_async.partition.units import MIB
+from tests.unit.xenkit import FACTS, IMAGE
 
 if TYPE_CHECKING:
     from backends.xen.plan import XenPlan
 
-MIB = 1 << 20
-IMAGE = ImageFacts(ImageFormat.ELF, 9000, "x86_64", 64, 0x100100, (Segment(0x100000, 0x102000),), 0x100100)
-POOLS = (
-    Pool("Pool-0", "credit2", (0, 1, 2)),
-    Pool("still", "null", (3,)),
-    Pool("timed", "rtds", (4, 5)),
-)
-FACTS = HostFacts(
-    arch="x86_64",
-    cpus=tuple(range(6)),
-    free_memory=1024 * MIB,
-    pools=POOLS,
-    scheduler="credit2",
-    hvm=True,
-    device_model="/usr/libexec/xen-qemu-system-i386",
-    image=IMAGE,
-)
 CONFIG = Xen(bridges=("xenbr0",), devices=("/srv", "0000:03:00.0", "/dev/vg/data", "one"))
 
 
