@@ -58,7 +58,9 @@ def test_life_of_a_guest(pods: PodEngine) -> None:
 
 def test_pause_container_is_runcs_and_the_guest_is_ours(pods: PodEngine) -> None:
     pod = pods.pod(annotations=INMATE)
-    assert Path(f"/proc/{pod.info()['pid']}/cmdline").read_bytes() == b"/pause\0"
+    # runc's start returns a moment before its init process becomes the pause program
+    words = Path(f"/proc/{pod.info()['pid']}/cmdline")
+    wait_until(lambda: words.read_bytes() == b"/pause\0", ANSWER, "runc's pause process")
     assert not (pods.run_dir / pod.id).exists()
     main = pod.container().start()
     main.says(BANNER)
