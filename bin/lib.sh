@@ -23,7 +23,7 @@ RUN_PACKAGES=(
 # shellcheck disable=SC2034 # bin/test uses it
 TEST_PACKAGES=(
     socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git netavark aardvark-dns
-    device-tree-compiler libc6-dev-arm64-cross libxen-dev
+    device-tree-compiler libc6-dev-arm64-cross libxen-dev systemd
 )
 
 # step TEXT: say what is being done now, with the seconds since the script started

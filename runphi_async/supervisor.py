@@ -177,7 +177,8 @@ def main(argv: list[str]) -> int:
             _say(ready, wire.MAGIC)  # another one listens: whoever waits may connect
             return 0
         _set_up_log(config, run_dir)
-        _detach(guarded="--guarded" in argv)
+        if not _has_socket():  # systemd gave us our own place already
+            _detach(guarded="--guarded" in argv)
         listener = _listen(run_dir, group)
         os.close(starting)
         write_atomically(os.path.join(run_dir, "supervisor.pid"), b"%d\n" % os.getpid(), 0o644)
@@ -252,8 +253,13 @@ def _admit(run_dir: str, group: int) -> None:
     os.chmod(run_dir, 0o710)
 
 
+def _has_socket() -> bool:
+    """Whether systemd started us and gave us the socket to listen on: sd_listen_fds(3)."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
+
+
 def _listen(run_dir: str, group: int) -> socket.socket:
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+    if _has_socket():
         sock = socket.socket(fileno=_LISTEN_FD)
         os.set_inheritable(_LISTEN_FD, False)
     else:

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.system.place import ROOT, ended
 
@@ -24,50 +24,52 @@ if TYPE_CHECKING:
 #: What runPHI keeps, and what it was installed as: the machine in the overlay has never seen it, whatever was done here
 #: before.
 HIDDEN = ("/etc/runphi", "/var/lib/runphi", "/var/log/runphi", "/usr/share/runPHI")
-#: Run in the new namespace; its mounts go with it. A layer of whiteouts (character devices 0, 0, as the kernel's
-#: overlayfs.rst has it) hides files. The kernel's file systems are the machine's own. A checkout below /tmp, or on
-#: another file system than the root, is put back.
-_HOLD = """set -e
+#: Run in the new namespace; its mounts go with it. $1: place, $2: checkout, $3: what is hidden. A layer of whiteouts
+#: (character devices 0, 0, as the kernel's overlayfs.rst has it) hides files.
+_LAYERS = """set -e
 mount -t tmpfs -o size=1g,mode=755 tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root" "$1/hidden"
 for each in $3; do mkdir -p "$1/hidden${each%/*}"; mknod "$1/hidden$each" c 0 0; done
 mount -t overlay -o "lowerdir=$1/hidden:/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
-for each in proc sys dev; do mount --rbind "/$each" "$1/root/$each"; done
-mount -t tmpfs -o mode=1777 tmpfs "$1/root/tmp"
-mount -t tmpfs -o mode=755 tmpfs "$1/root/run"
-[ -e "$1/root$2" ] || { mkdir -p "$1/root$2"; mount --bind "$2" "$1/root$2"; }
-echo ready
-read -r _
+cd "$1/root"
+mount -t tmpfs -o mode=1777 tmpfs tmp
+mount -t tmpfs -o mode=755 tmpfs run
+"""
+#: A checkout below /tmp, or on another file system than the root, is put back.
+_CHECKOUT = """
+[ -e ".$2" ] || { mkdir -p ".$2"; mount --bind "$2" ".$2"; }
 """
 
 
 class Overlay:
     """The machine in an overlay; a context manager."""
 
-    def __enter__(self) -> Overlay:
+    #: what is done there in the end; the kernel's file systems are the machine's own
+    script = """
+for each in proc sys dev; do mount --rbind "/$each" "$each"; done
+echo ready
+read -r _
+"""
+
+    def __enter__(self) -> Self:
         self.path = Path(tempfile.mkdtemp(prefix="rpo", dir="/tmp"))
-        argv = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "/bin/sh",
-            "-c",
-            _HOLD,
-            "hold",
-            str(self.path),
-            str(ROOT),
-            " ".join(HIDDEN),
-        ]
+        script = _LAYERS + _CHECKOUT + self.script
+        argv = [*self.unshare(), "/bin/sh", "-c", script, "hold", str(self.path), str(ROOT), " ".join(HIDDEN)]
         self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._holder.stdout is not None
-        if self._holder.stdout.readline() != b"ready\n":
-            self.__exit__(None, None, None)
-            raise AssertionError("cannot make an overlay")
         # everything is reached through the holder, whose namespace it is
         self.merged = Path(f"/proc/{self._holder.pid}/root{self.path}/root")
         self.upper = Path(f"/proc/{self._holder.pid}/root{self.path}/upper")
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
+
+    def wait_ready(self) -> None:
+        """Wait until the machine can be used."""
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n", "cannot make an overlay"
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -94,11 +96,18 @@ class Overlay:
                     found.append(pid)
         return found
 
+    def unshare(self) -> list[str]:
+        """Return the words that run a command in new namespaces."""
+        return ["unshare", "--mount", "--propagation", "private"]
+
+    def enter(self) -> list[str]:
+        """Return the words that run a command in the namespaces."""
+        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt"]
+
     def command(self, *argv: str, env: dict[str, str] | None = None) -> list[str]:
         """Return the command line that runs a command there, with this environment and no other."""
-        enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", "chroot", f"{self.path}/root"]
         variables = [f"{name}={value}" for name, value in (env or {}).items()]
-        return [*enter, "/usr/bin/env", "-i", *variables, *argv]
+        return [*self.enter(), "--", "chroot", f"{self.path}/root", "/usr/bin/env", "-i", *variables, *argv]
 
     def run(self, *argv: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a command there. Its output goes to files: what it leaves behind must not make us wait."""
