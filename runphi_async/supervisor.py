@@ -15,6 +15,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 BACKLOG: Final = 512
 #: First descriptor of systemd's socket activation. Source: sd_listen_fds(3).
 _LISTEN_FD: Final = 3
+#: Seconds that another supervisor may take to end when systemd starts one, and between two looks at its lock.
+_TAKE_OVER: Final = 10.0
+_AGAIN: Final = 0.02
 #: Leaf cgroup of the supervisor: it must not sit in the cgroup of the engine's shim that happened to start it.
 _CGROUP: Final = "runphid"
 
@@ -174,8 +178,10 @@ def main(argv: list[str]) -> int:
         starting = _open_lock(run_dir, "supervisor.starting")
         fcntl.flock(starting, fcntl.LOCK_EX)  # whoever holds it will listen in a moment, or end
         if not _serve_alone(run_dir):
-            _say(ready, wire.MAGIC)  # another one listens: whoever waits may connect
-            return 0
+            if not _has_socket():
+                _say(ready, wire.MAGIC)  # another one listens: whoever waits may connect
+                return 0
+            _take_over(run_dir)
         _set_up_log(config, run_dir)
         if not _has_socket():  # systemd gave us our own place already
             _detach(guarded="--guarded" in argv)
@@ -206,6 +212,26 @@ def _serve_alone(run_dir: str) -> bool:
         os.close(fd)
         return False
     return True
+
+
+def _take_over(run_dir: str) -> None:
+    """End the supervisor that serves, and wait for its place: systemd's socket lies where its own was, so that nobody
+    reaches it any more. Guests go on.
+
+    :raises RunphiError: it does not end.
+    """
+    path = os.path.join(run_dir, "supervisor.pid")
+    try:
+        with open(path) as file:
+            pid = int(file.read())
+        os.kill(pid, signal.SIGTERM)
+    except (FileNotFoundError, ProcessLookupError):
+        pid = 0  # it ends already
+    deadline = time.monotonic() + _TAKE_OVER
+    while not _serve_alone(run_dir):
+        if time.monotonic() > deadline:
+            raise RunphiError(f"cannot take over from another supervisor, process {pid}: it does not end", "kill -9 it")
+        time.sleep(_AGAIN)
 
 
 def _set_up_log(config: Config, run_dir: str) -> None:

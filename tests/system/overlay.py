@@ -59,8 +59,10 @@ read -r _
         # everything is reached through the holder, whose namespace it is
         self.merged = Path(f"/proc/{self._holder.pid}/root{self.path}/root")
         self.upper = Path(f"/proc/{self._holder.pid}/root{self.path}/upper")
+        self._space = ""
         try:
             self.wait_ready()
+            self._space = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -82,17 +84,17 @@ read -r _
                     os.kill(pid, signal.SIGKILL)
                 ended(pid)
         self._holder.stdin.close()
+        self._holder.kill()
         self._holder.wait()
         self._holder.stdout.close()
         shutil.rmtree(self.path)
 
     def processes(self) -> list[int]:
         """Return the processes that live there: whoever is in the namespace, which nobody else can be in."""
-        space = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
         found = []
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with contextlib.suppress(OSError):
-                if pid != self._holder.pid and os.readlink(f"/proc/{pid}/ns/mnt") == space:
+                if pid != self._holder.pid and os.readlink(f"/proc/{pid}/ns/mnt") == self._space:
                     found.append(pid)
         return found
 
