@@ -7,6 +7,7 @@ claim stays. Nothing is printed on success: in an engine's create, stdout is alr
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import AsyncExitStack
@@ -22,7 +23,7 @@ from runphi_async.cgroup import Limits
 from runphi_async.console import FIFOS, Console, Lifeline, send_master
 from runphi_async.consolelogs import plans
 from runphi_async.container import Event, Status
-from runphi_async.errors import BackendError, RunphiError, SpecError
+from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
 from runphi_async.guest import Guest
 from runphi_async.hooks import run_hooks
 from runphi_async.oci import spec as oci
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from runphi_async.partition.request import PartitionRequest
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
     from runphi_async.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
 
 #: A terminal whose size nobody has told yet.
 _UNKNOWN = terminal.Size(0, 0)
@@ -160,6 +163,7 @@ class Creation:
         await driver.prepare()
         lifeline = self._open_console(guest, driver)
         try:
+            self._undo.push_async_callback(self._remove_cgroup, guest)
             # The VMM starts up while the kernel makes the cgroup and moves it there (up to 15 ms); it holds no guest
             # memory yet, and it cannot run its guest before both are done.
             await together(lambda: self._spawn(guest, driver, lifeline), lambda: self._make_cgroup(guest, driver))
@@ -280,6 +284,13 @@ class Creation:
             return  # nothing of the guest runs in it, and its CPUs may have left this system: no cpuset has them
         await anyio.to_thread.run_sync(group.apply, limits(self._spec, self._config.qemu.overhead_bytes))
 
+    async def _remove_cgroup(self, guest: Guest) -> None:
+        """Undo `_make_cgroup` as long as there is no init process, with whose end the cgroup goes."""
+        try:
+            await anyio.to_thread.run_sync(guest.cgroup.remove)
+        except CgroupError as exc:
+            log.warning("%s", exc)
+
     def _fill_cgroup(self, guest: Guest, driver: Driver) -> None:
         """Move the stub, then what it forked before it was moved: later children are born in the cgroup."""
         group, pid = guest.cgroup, guest.record.pid
@@ -342,7 +353,10 @@ class Creation:
             pid = await self._call.spawn(guest.directory, argv, fds)
         finally:
             os.close(exit_fd)
-        process = Process(pid)
+        try:
+            process = Process(pid)
+        except ProcessLookupError:  # with its client, most likely
+            raise StateError("cannot create the container: its init process was killed before it began") from None
         guest.record.pid, guest.record.pid_start = pid, process.started
         self._undo.callback(process.send, 9)
         # From here on the guest's own task answers for its end, also when a later step fails.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from consoles import terminal
+from runphi_async import wire
 from tests.system.place import PATIENCE, RUNPHI, Container, Place, until
 
 if TYPE_CHECKING:
@@ -308,6 +309,32 @@ def test_a_client_killed_during_create_leaves_nothing(place: Place) -> None:
             "delete",
         )
     until(lambda: place.call("state", "c1").returncode != 0, "nothing left of it")
+    nothing_left(place, "c1")
+
+
+def test_an_init_that_is_killed_at_once(place: Place) -> None:
+    """Somebody kills the client's child between its fork and the supervisor's first look at it."""
+    place.must("version")
+    bundle = place.bundle("c1")
+    words = ["--root", str(place.root), "create", "--bundle", str(bundle), "c1"]
+    said = b""
+    with socket.socket(socket.AF_UNIX) as client, open(os.devnull, "r+b") as null:
+        client.settimeout(PATIENCE)
+        client.connect(str(place.run_dir / "supervisor.sock"))
+        request = wire.request(b"/", [], [os.fsencode(word) for word in words])
+        socket.send_fds(client, [request], [null.fileno()] * 3)
+        stream = client.makefile("rb")
+        while (head := stream.read(5))[:1] != wire.EXIT:
+            payload = stream.read(int.from_bytes(head[1:], "big"))
+            if head[:1] == wire.SPAWN:
+                child = subprocess.Popen(["/bin/true"])
+                child.wait()
+                client.sendall(wire.frame(wire.PID, b"%d" % child.pid))
+            else:
+                said += payload
+        stream.close()
+    assert said == b"cannot create the container: its init process was killed before it began\n"
+    assert "does not exist" in place.refused("state", "c1")
     nothing_left(place, "c1")
 
 
