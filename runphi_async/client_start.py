@@ -11,10 +11,11 @@ import posix
 from runphi_async import client, wire
 
 #: Starts the supervisor again when it was killed: an engine that waits for a container's end calls no verb, so nobody
-#: else would. A supervisor that ends by itself (0), or says what is wrong (2), stays ended.
+#: else would. A supervisor that ends by itself (0), says what is wrong (2), or met SIGTERM as it started (143), stays
+#: ended.
 #: The shell's own stderr is nobody's: it would say "Killed" into a pipe that nobody reads, and die of it.
 GUARDIAN = """exec 3>&2 2>/dev/null
-while :; do (exec "$@" 2>&3 3>&-); s=$?; case $s in 0|2) exit $s;; 1) sleep 1;; esac; exec 3>/dev/null; done"""
+while :; do (exec "$@" 2>&3 3>&-); s=$?; case $s in 0|2|143) exit $s;; 1) sleep 1;; esac; exec 3>/dev/null; done"""
 #: Where a checkout, an installation, or the environment that a wheel is in keeps the interpreter with the supervisor's
 #: dependencies.
 INTERPRETERS = ("/.venv/bin/python", "/venv/bin/python", "/bin/python")
