@@ -288,8 +288,8 @@ class Creation:
         """Undo `_make_cgroup` as long as there is no init process, with whose end the cgroup goes."""
         try:
             await anyio.to_thread.run_sync(guest.cgroup.remove)
-        except CgroupError as exc:
-            log.warning("%s", exc)
+        except (CgroupError, OSError) as exc:
+            log.warning("%s: %s", guest.record.name, exc)
 
     def _fill_cgroup(self, guest: Guest, driver: Driver) -> None:
         """Move the stub, then what it forked before it was moved: later children are born in the cgroup."""

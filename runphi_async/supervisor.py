@@ -7,6 +7,7 @@ It may die at any moment: guests go on, and the next one adopts them (``runphi_a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import grp
 import logging
@@ -177,15 +178,16 @@ def main(argv: list[str]) -> int:
         group = _group(config)
         starting = _open_lock(run_dir, "supervisor.starting")
         fcntl.flock(starting, fcntl.LOCK_EX)  # whoever holds it will listen in a moment, or end
+        activated = _has_socket()
         if not _serve_alone(run_dir):
-            if not _has_socket():
+            if not activated:
                 _say(ready, wire.MAGIC)  # another one listens: whoever waits may connect
                 return 0
             _take_over(run_dir)
         _set_up_log(config, run_dir)
-        if not _has_socket():  # systemd gave us our own place already
+        if not activated:  # systemd gave us our own place already
             _detach(guarded="--guarded" in argv)
-        listener = _listen(run_dir, group)
+        listener = _listen(run_dir, group, activated=activated)
         os.close(starting)
         write_atomically(os.path.join(run_dir, "supervisor.pid"), b"%d\n" % os.getpid(), 0o644)
         _publish_runc(config, run_dir)
@@ -221,16 +223,12 @@ def _take_over(run_dir: str) -> None:
     :raises RunphiError: it does not end.
     """
     path = os.path.join(run_dir, "supervisor.pid")
-    try:
-        with open(path) as file:
-            pid = int(file.read())
-        os.kill(pid, signal.SIGTERM)
-    except (FileNotFoundError, ProcessLookupError):
-        pid = 0  # it ends already
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path) as file:  # it ends already
+        os.kill(int(file.read()), signal.SIGTERM)
     deadline = time.monotonic() + _TAKE_OVER
     while not _serve_alone(run_dir):
         if time.monotonic() > deadline:
-            raise RunphiError(f"cannot take over from another supervisor, process {pid}: it does not end", "kill -9 it")
+            raise RunphiError("cannot take over from another supervisor: it does not end", f"kill -9 $(cat {path})")
         time.sleep(_AGAIN)
 
 
@@ -284,8 +282,8 @@ def _has_socket() -> bool:
     return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
 
 
-def _listen(run_dir: str, group: int) -> socket.socket:
-    if _has_socket():
+def _listen(run_dir: str, group: int, *, activated: bool) -> socket.socket:
+    if activated:
         sock = socket.socket(fileno=_LISTEN_FD)
         os.set_inheritable(_LISTEN_FD, False)
     else:
