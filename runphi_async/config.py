@@ -28,6 +28,9 @@ from runphi_async.oci.spec import locate
 DEFAULT_PATH: Final = "/etc/runphi/config.toml"
 #: environment variable that names another file
 PATH_VARIABLE: Final = "RUNPHI_CONFIG"
+#: environment variable that stands for ``qemu.accel`` where the file does not name it: tests and hurried people force
+#: software emulation by it
+ACCEL_VARIABLE: Final = "RUNPHI_ACCEL"
 
 _UNITS: Final = {
     "": 1,
@@ -413,13 +416,21 @@ def load(path: str | None = None) -> Config:
             table = tomllib.load(file)
     except FileNotFoundError:
         if not named:
-            return Config()
+            return from_table(_with_environment({}), f"${ACCEL_VARIABLE}")
         raise ConfigError(f"cannot read configuration {name}: not found", "leave it out to use the defaults") from None
     except OSError as exc:
         raise ConfigError(f"cannot read configuration {name}: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read configuration {name}: not TOML: {exc}", "see https://toml.io") from exc
-    return from_table(table, name)
+    return from_table(_with_environment(table), name)
+
+
+def _with_environment(table: dict[str, Any]) -> dict[str, Any]:
+    """Add what the environment says and the file leaves open."""
+    wished, section = os.environ.get(ACCEL_VARIABLE), table.get("qemu", {})
+    if not wished or not isinstance(section, dict) or "accel" in section:
+        return table
+    return {**table, "qemu": {**section, "accel": wished}}
 
 
 def from_table(table: dict[str, Any], name: str = "config") -> Config:

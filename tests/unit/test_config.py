@@ -15,6 +15,12 @@ from runphi_async.errors import ConfigError
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
 
+@pytest.fixture(autouse=True)
+def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suites may have been told an accelerator."""
+    monkeypatch.delenv(config.ACCEL_VARIABLE, raising=False)
+
+
 def write(tmp_path: Path, text: str) -> str:
     path = tmp_path / "c.toml"
     path.write_text(text)
@@ -118,6 +124,22 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.load().backend == "x"
     monkeypatch.setenv("RUNPHI_CONFIG", str(tmp_path))
     with pytest.raises(ConfigError, match="cannot read configuration"):
+        config.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "accel"),
+    [("", "tcg"), ("[qemu]\nstop_seconds = 1", "tcg"), ('[qemu]\naccel = "kvm"', "kvm"), ('runc = "/opt/runc"', "tcg")],
+)
+def test_accelerator_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, accel: str) -> None:
+    monkeypatch.setenv(config.ACCEL_VARIABLE, "tcg")
+    assert config.load(write(tmp_path, text)).qemu.accel == accel
+
+
+def test_accelerator_of_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.ACCEL_VARIABLE, "fast")
+    monkeypatch.setattr(config, "DEFAULT_PATH", "/nonexistent/config.toml")
+    with pytest.raises(ConfigError, match=r"RUNPHI_ACCEL: qemu.accel: invalid enum value 'fast'.*one of"):
         config.load()
 
 
