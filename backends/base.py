@@ -291,6 +291,15 @@ class HypervisorLog(Protocol):
 
 
 @runtime_checkable
+class LooksAhead(Protocol):
+    """A backend that finds out slowly what its guests can be given."""
+
+    async def look_ahead(self) -> None:
+        """Find it out before anybody asks; called in the background when the supervisor has started."""
+        ...
+
+
+@runtime_checkable
 class Hears(Protocol):
     """A backend whose guests print on the hypervisor's own console, or are spoken of there."""
 

@@ -8,10 +8,11 @@ environment variable, because no configuration that an administrator may copy sh
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from backends.base import Hears
+from backends.base import Hears, LooksAhead
 from runphi_async.errors import PlanError
 
 if TYPE_CHECKING:
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
     from backends.base import Backend, HypervisorLog
     from runphi_async.config import Config
 
+log = logging.getLogger(__name__)
+
 #: Module of each backend; it has a function ``backend(config, run_dir) -> Backend``.
 BACKENDS: Final[Mapping[str, str]] = {
     "jailhouse": "backends.jailhouse.backend",
     "qemu": "backends.qemu.backend",
     "xen": "backends.xen.backend",
 }
+#: Those that look ahead when a supervisor starts.
+AHEAD: Final = ("qemu",)
 #: Backends for tests.
 TESTING: Final[Mapping[str, str]] = {"fake": "runphi_async.testing.backend"}
 TESTING_VARIABLE: Final = "RUNPHI_TESTING_BACKENDS"
@@ -59,3 +64,14 @@ async def backend(name: str, detection: Detection) -> Backend:
         if detection.log is not None and isinstance(made, Hears):
             made.hear(detection.log)
     return detection.known[name]
+
+
+async def look_ahead(detection: Detection) -> None:
+    """Let backends that need no hardware of their own find out what takes time; whatever goes wrong, verbs go on."""
+    for name in AHEAD:
+        try:
+            made = await backend(name, detection)
+            if isinstance(made, LooksAhead):
+                await made.look_ahead()
+        except Exception:
+            log.exception("backend %s cannot look ahead", name)

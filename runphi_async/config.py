@@ -199,7 +199,10 @@ class Qemu(_Section, frozen=True):
 
     accel: Annotated[
         Literal["auto", "kvm", "tcg"],
-        _doc("Accelerator; `auto` takes KVM where a probe guest really ran on it."),
+        _doc(
+            "Accelerator; `auto` takes KVM where it is proven to do the work of a kernel, faster than software; `kvm` "
+            "refuses guests where it is not."
+        ),
     ] = "auto"
     x86_64: Annotated[str, _doc("QEMU for x86-64 guests, a path or a name looked up in PATH.")] = "qemu-system-x86_64"
     aarch64: Annotated[str, _doc("QEMU for arm64 guests.")] = "qemu-system-aarch64"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from backends.detect import Detection
+from backends.detect import Detection, look_ahead
 from runphi_async import allocator, cgroup, cli, recover, threads, wire
 from runphi_async.call import Call, ClientGone
 from runphi_async.config import Config, load
@@ -337,6 +337,7 @@ async def _main(config: Config, run_dir: str, listener: socket.socket, ready: in
         await recover.all_guests(supervisor)
         _ready(ready)
         tasks.start_soon(supervisor.serve, listener)
+        tasks.start_soon(look_ahead, supervisor.detection, name="look ahead")
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number is signal.SIGHUP:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU as a backend: finds an accelerator by proof, plans, and makes drivers."""
+"""QEMU as a backend: plans with an accelerator that was proven, and makes drivers."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from typing import TYPE_CHECKING, Final
@@ -17,10 +18,13 @@ from backends.qemu.driver import QMP_FD, Memory, QemuDriver
 from backends.qemu.virtiofs import Share
 from runphi_async import nic
 from runphi_async.errors import BackendError
+from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from runphi_async.config import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
+
+log = logging.getLogger(__name__)
 
 _decoder = msgspec.json.Decoder(Memory)
 #: Where daemons look for programs when the starter's PATH says nothing useful.
@@ -34,9 +38,6 @@ class QemuBackend:
 
     def __init__(self, config: Config, run_dir: str) -> None:
         self._config = config.qemu
-        self._run_dir = run_dir
-        self._accel: accel.Accel | None = None
-        self._probing = anyio.Lock()
 
     def _binaries(self) -> dict[str, str]:
         names = {"x86_64": self._config.x86_64, "aarch64": self._config.aarch64}
@@ -50,7 +51,7 @@ class QemuBackend:
             raise BackendError(
                 "cannot find QEMU", "apt-get install qemu-system-x86 qemu-system-arm, or set qemu.x86_64"
             )
-        found = await self._accelerator(binaries)
+        found = await self._accelerator(binaries, linux=False)
         return Capabilities(f"QEMU with {found.name}: {found.reason}", tuple(sorted(binaries)))
 
     async def examine(self) -> list[Finding]:
@@ -60,8 +61,39 @@ class QemuBackend:
         except BackendError as exc:
             return [Finding(Level.WARNING, self.name, exc.msg, exc.hint or "")]
         found = [Finding(Level.OK, self.name, f"{able.summary}; runs {', '.join(able.arches)} guests")]
+        if await anyio.to_thread.run_sync(self._has_kernel):
+            found.append(await self._examine_linux())
         found += await anyio.to_thread.run_sync(self._missing)
         return found
+
+    async def _examine_linux(self) -> Finding:
+        try:
+            linux = await self._accelerator(self._binaries(), linux=True)
+        except BackendError as exc:
+            return Finding(Level.WARNING, self.name, f"Linux guests: {exc.msg}", exc.hint or "")
+        return Finding(Level.OK, self.name, f"Linux guests with {linux.name}: {linux.reason}")
+
+    async def look_ahead(self) -> None:
+        """Prove the accelerator before the first guest asks."""
+        try:
+            if await anyio.to_thread.run_sync(self._binaries):
+                await self.accelerators()
+        except BackendError as exc:
+            log.warning("%s", exc)  # who makes a guest is told
+
+    async def accelerators(self) -> dict[str, accel.Accel]:
+        """Return what bare-metal and Linux guests run on.
+
+        :raises BackendError: KVM is demanded and was not proven.
+        """
+        binaries = self._binaries()
+        found = {"bare-metal": await self._accelerator(binaries, linux=False)}
+        if await anyio.to_thread.run_sync(self._has_kernel):
+            found["Linux"] = await self._accelerator(binaries, linux=True)
+        return found
+
+    def _has_kernel(self) -> bool:
+        return os.access(self._config.kernel, os.R_OK) and os.access(self._config.initrd, os.R_OK)
 
     def _missing(self) -> list[Finding]:
         binaries = self._binaries()
@@ -84,17 +116,21 @@ class QemuBackend:
             absent.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))
         return absent
 
-    async def _accelerator(self, binaries: dict[str, str]) -> accel.Accel:
-        async with self._probing:
-            if self._accel is None:
-                host = binaries.get("x86_64") or next(iter(binaries.values()), "")
-                self._accel = await accel.find(self._config.accel, host, self._run_dir)
-            return self._accel
+    async def _accelerator(self, binaries: dict[str, str], *, linux: bool) -> accel.Accel:
+        """Return what guests of the host's own architecture run on; the proof is made when there is none yet.
+
+        A bare-metal guest waits for the probe, less than a second where the machine is not busy; a Linux guest also
+        for the start of its kernel, and as long as that takes in software at most.
+        """
+        question = accel.Question(binaries.get(os.uname().machine, ""))
+        if linux and await anyio.to_thread.run_sync(self._has_kernel):
+            question = msgspec.structs.replace(question, kernel=self._config.kernel, initrd=self._config.initrd)
+        return await accel.find(self._config.accel, question)
 
     async def plan(self, spec: GuestSpec) -> PartitionPlan:
         """Gather what the plan needs to know and decide."""
         binaries = self._binaries()
-        found = await self._accelerator(binaries)
+        found = await self._accelerator(binaries, linux=spec.kind is not GuestKind.INMATE)
         facts = await anyio.to_thread.run_sync(
             lambda: planning.gather(
                 spec,
@@ -103,6 +139,7 @@ class QemuBackend:
                 kernel=self._config.kernel,
                 initrd_path=self._config.initrd,
                 qmp_fd=QMP_FD,
+                accel_reason=found.reason,
             )
         )
         return planning.plan(spec, facts, self._config)

@@ -31,8 +31,7 @@ def args(cpus: Cpus, arch: str, facts: HostFacts) -> list[str]:
 
 def explain(arch: str, facts: HostFacts) -> str:
     """Say what the guest runs on."""
-    if accel_for(facts, arch) == "kvm":
-        return "cpu: KVM"
     if arch != facts.arch:
         return f"cpu: software emulation, as the guest is {arch} and the host {facts.arch}"
-    return "cpu: software emulation, as KVM is not usable or not wanted here"
+    what = "KVM" if facts.accel == "kvm" else "software emulation"
+    return f"cpu: {what}: {facts.accel_reason}" if facts.accel_reason else f"cpu: {what}"

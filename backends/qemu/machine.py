@@ -60,6 +60,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     links: tuple[Link, ...] | None = None
     #: why no network device can be made here, "" when it can
     no_taps: str = ""
+    #: why it is this accelerator
+    accel_reason: str = ""
 
 
 class PlanConfig(Protocol):

@@ -43,10 +43,12 @@ def gather(
     kernel: str | None = None,
     initrd_path: str | None = None,
     qmp_fd: int | None = None,
+    accel_reason: str = "",
 ) -> HostFacts:
     """Collect what :func:`plan` wants to know; the only part that touches files."""
     return HostFacts(
         accel=accel,
+        accel_reason=accel_reason,
         arch=os.uname().machine,
         binaries=dict(binaries),
         online_cpus=tuple(sorted(os.sched_getaffinity(0))),

@@ -28,6 +28,8 @@ UNITS: Final = "/etc/systemd/system"
 #: Where Debian's package lists its files: what it brought, it takes away.
 PACKAGE: Final = "/var/lib/dpkg/info/runphi-async.list"
 RUN_DIR: Final = "/run/runPHI"
+#: What backends.qemu.accel.cache keeps for all supervisors; one that is left proves anew.
+PROOFS: Final = "/run/runphi"
 #: Seconds that a supervisor may take to end; it only closes what it has.
 ENDING: Final = 30.0
 #: files of packaging/ and where they go
@@ -208,6 +210,7 @@ def _end_supervisor(root: Root) -> None:
         _end(int(pid))
     if os.path.isdir(directory) and os.path.exists(f"{directory}/start.lock"):
         remove(directory)
+    remove(PROOFS)
 
 
 def _is_supervisor(pid: int) -> bool:

@@ -31,6 +31,8 @@ PLAIN_ENV: Final = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
 }
+#: what whoever starts tests may set for all guests: an accelerator, where its proof is kept, and what stands for KVM
+PASSED_ON: Final = ("RUNPHI_ACCEL", "RUNPHI_PROOFS", "RUNPHI_KVM")
 #: longest time containerd may take until it answers; a cold page cache needs a second or two
 BOOT_DEADLINE: Final = 30.0
 #: longest time a daemon gets to end after SIGTERM before it is killed
@@ -63,6 +65,11 @@ disabled_plugins = [
 [plugins."io.containerd.runtime.v1.linux"]
   shim_debug = false
 """
+
+
+def passed_on() -> dict[str, str]:
+    """Return the variables of our environment that every supervisor of a test shall have."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 class EngineError(Exception):
@@ -140,7 +147,7 @@ class PrivateEngine:
     def __init__(self, store: Path, run: Path, namespace: str, *, env: Mapping[str, str] | None = None) -> None:
         self.store, self.run, self.namespace = store, run, namespace
         self.run_dir = run / "run"
-        self.env = {**PLAIN_ENV, "RUNPHI_RUN_DIR": str(self.run_dir), **(env or {})}
+        self.env = {**PLAIN_ENV, **passed_on(), "RUNPHI_RUN_DIR": str(self.run_dir), **(env or {})}
 
     def supervisor_pid(self) -> int | None:
         """Process id of the supervisor that serves this engine's containers."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from runphi_async import hypervisor
+from runphi_async.testing.containerd import passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,7 @@ class Place:
             "RUNPHI_RUN_DIR": str(self.run_dir),
             "RUNPHI_CONFIG": str(file),
             "RUNPHI_TESTING_BACKENDS": "1",
+            **passed_on(),
         }
         self.containers: list[Container] = []
         #: tells pid files apart, also those of containers that are made at the same time

@@ -67,6 +67,7 @@ def test_the_wheel_runs(dist: Path, wheels: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "backends/guest/init/init.c" in names
+    assert {f"backends/qemu/probe/{arch}.elf" for arch in ("x86_64", "aarch64")} <= names
     assert "runphi_async/testing/fake_jailhouse/bin/jailhouse" in names
     for board in (ROOT / "runphi_async/partition/boards").glob("*.toml"):
         assert f"runphi_async/partition/boards/{board.name}" in names

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backends.base import Verdict
-from backends.qemu import accel, exitcode, virtiofs
+from backends.qemu import exitcode, virtiofs
 from backends.qemu import plan as planner
 from runphi_async import config
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
@@ -228,18 +228,3 @@ async def test_a_linux_guest_runs_the_containers_process(tmp_path: Path) -> None
         guest.send(b"poweroff\n", "ctl")
         verdict = await guest.end(control_exit=5)
     assert verdict == Verdict(5, "exited with 5")
-
-
-async def test_the_probe_guest_runs_in_software(tmp_path: Path) -> None:
-    image = tmp_path / "probe.elf"
-    image.write_bytes(accel.probe_image())
-    outcome = await accel.run_probe(accel.probe_argv(BINARIES["x86_64"], str(image), "tcg"), PATIENCE)
-    assert accel.judge(outcome).name == "kvm"  # the judge only looks at the status
-
-
-async def test_the_real_probe_answers_in_time() -> None:
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    found = await accel.probe(BINARIES["x86_64"])
-    assert found.name in ("kvm", "tcg")
-    assert loop.time() - began < 4

@@ -12,14 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.guest import elf
-from backends.qemu import accel
 from runphi_async.errors import PlanError
 from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from tests.unit.imagekit import pvh_image
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PVH = accel.probe_image()
+PVH = pvh_image()
 MULTIBOOT = struct.pack("<III", 0x1BADB002, 0x3, -(0x1BADB002 + 3) & 0xFFFFFFFF)
 
 

@@ -26,6 +26,7 @@ from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.processes import Process
 from runphi_async.testing.xen import FakeXen
 from tests.unit.conformance import PATIENCE, DriverConformance, Life
+from tests.unit.imagekit import pvh_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 
 #: An ELF of 64 bits for x86 with a PVH note and nothing to run: the fake looks no further.
 def image() -> bytes:
-    from backends.qemu.accel import probe_image
-
-    return probe_image()
+    return pvh_image()
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.qemu.accel import probe_image
 from backends.xen import notes
+from tests.unit.imagekit import pvh_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def note(kind: int, value: bytes) -> bytes:
     ],
 )
 def test_pv_notes(tmp_path: Path, held: bytes, pv: bool) -> None:
-    image = bytearray(probe_image())
+    image = bytearray(pvh_image())
     offset = len(image)
     # the second program header is the note segment
     struct.pack_into("<IIQQQQQQ", image, 64 + 56, 4, 4, offset, 0, 0, len(held), len(held), 4)
