@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     import msgspec
 
@@ -96,16 +96,26 @@ class Inheritance(NamedTuple):
     :ivar extra: further ones for the VMM, as descriptors 10, 11, …
     :ivar network: path of the network namespace that stub and VMM are to join, where the driver made it or holds it;
         "": as config.json says.
+    :ivar again: a second command for the stub, which starts it once, when it is told to; empty: there is none.
     """
 
     events: int
     control: int
     extra: tuple[int, ...]
     network: str = ""
+    again: tuple[str, ...] = ()
 
 
 def _unnoted(kind: str, **data: object) -> None:
     """Forget an event: nobody keeps them."""
+
+
+def _unheard(text: str) -> None:
+    """Nobody wants to know."""
+
+
+async def _unenrolled(pids: Sequence[int]) -> None:
+    """There is no cgroup."""
 
 
 class Told(NamedTuple):
@@ -116,12 +126,21 @@ class Told(NamedTuple):
         have arrived. Only guests that can say so.
     :ivar say: a line for the console: why the guest cannot run what it was asked to.
     :ivar note: writes an event: its kind, then its data by name.
+    :ivar paused: somebody, who is named, made the guest stand still, and it was not us; what is known already may be
+        said again.
+    :ivar resumed: somebody let it go on.
+    :ivar again: the guest was started a second time, and why.
+    :ivar enrol: puts helper processes that were made later into the container's cgroup.
     """
 
     ended: Callable[[], None]
     done: Callable[[int], None]
     say: Callable[[str], None]
     note: Callable[..., None] = _unnoted
+    paused: Callable[[str], None] = _unheard
+    resumed: Callable[[str], None] = _unheard
+    again: Callable[[str], None] = _unheard
+    enrol: Callable[[Sequence[int]], Awaitable[None]] = _unenrolled
 
 
 class Driver(Protocol):
@@ -175,6 +194,13 @@ class Driver(Protocol):
 
     async def deliver(self, signal: int) -> bool:
         """Pass a signal to the guest in whatever way it understands; False: it has none, nothing was done."""
+        ...
+
+    def unheard(self) -> float | None:
+        """Return for how many seconds of its running the guest has left a delivered signal where it was put.
+
+        None: it has taken all, or nobody can know.
+        """
         ...
 
     def rang(self) -> None:

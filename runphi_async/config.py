@@ -194,6 +194,13 @@ class MemoryMinimum(_Section, frozen=True):
     kernel: Annotated[Size, _doc("A kernel with its own ramdisk.")] = Size(64 * MIB)
 
 
+class InitSeconds(_Section, frozen=True):
+    """How long the kernel of a Linux guest may run before it reaches our init: then it is taken for hung."""
+
+    kvm: Annotated[float, msgspec.Meta(gt=0), _doc("On KVM; a good one needs less than one second.")] = 30.0
+    tcg: Annotated[float, msgspec.Meta(gt=0), _doc("In software; a loaded machine with slow cores needs most.")] = 120.0
+
+
 class Qemu(_Section, frozen=True):
     """The QEMU backend."""
 
@@ -217,6 +224,7 @@ class Qemu(_Section, frozen=True):
     stop_seconds: Annotated[
         float, msgspec.Meta(ge=0), _doc("How long a guest asked to stop may take before it is destroyed.")
     ] = 10.0
+    init_seconds: InitSeconds = InitSeconds()
     memory_default: MemoryDefault = MemoryDefault()
     memory_minimum: MemoryMinimum = MemoryMinimum()
 

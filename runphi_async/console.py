@@ -218,10 +218,9 @@ class Lifeline:
         self._own = self.master = -1
 
 
-def take_back(pidfd: int, tty: bool, *, vmm: bool = True) -> tuple[Journal, tuple[int, int], tuple[int, int]]:
+def take_back(pidfd: int, tty: bool) -> tuple[Journal, tuple[int, int], tuple[int, int]]:
     """Take journal, cursors and stdio back from a living stub.
 
-    :param vmm: whether the stub has, or had, a VMM as its child.
     :raises OSError: the stub is gone.
     """
     with contextlib.ExitStack() as undo:
@@ -233,8 +232,7 @@ def take_back(pidfd: int, tty: bool, *, vmm: bool = True) -> tuple[Journal, tupl
         undo.callback(journal.close)
         stdio = []
         for number, flags in ((stub.Fd.STDIN, os.O_RDONLY), (stub.Fd.STDOUT, os.O_WRONLY)):
-            kept = number is stub.Fd.STDIN and not vmm
-            taken = stub.take_stdin(pidfd) if kept else stub.take(pidfd, number)
+            taken = stub.take(pidfd, number)
             try:
                 stdio.append(reopen(taken, os.O_RDWR if tty else flags))
                 undo.callback(os.close, stdio[-1])

@@ -339,16 +339,14 @@ class Creation:
         bell = guest.open_bell()
         inherited = driver.inheritance()
         # The stub's own description: the supervisor's is non-blocking, and a shell's read must block.
-        exit_fd = os.open(os.path.join(guest.directory, "exit"), os.O_RDWR | os.O_CLOEXEC)
+        exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
         assert guest.console is not None
+        stdin, stdout, stderr = lifeline.stdio
         fds = [
-            *lifeline.stdio, exit_fd, *lifeline.cursors,
+            exit_fd, stdout, stderr, stdin, *lifeline.cursors,
             guest.console.output, bell, inherited.events, inherited.control, *inherited.extra,
         ]  # fmt: skip
-        if not driver.command:
-            assert len(fds) == stub.STDIN_KEPT, "there is no VMM that could want more"
-            fds.append(lifeline.stdio[0])
-        argv = stub.command(driver.command, inherited.network or network(self._spec))
+        argv = stub.command(driver.command, inherited.network or network(self._spec), inherited.again)
         try:
             pid = await self._call.spawn(guest.directory, argv, fds)
         finally:
@@ -411,6 +409,8 @@ def document(guest: Guest) -> State:
     stopped = record.status is Status.STOPPED
     annotations = dict(record.annotations)
     annotations |= {f"org.runphi.boot.{name}-ms": str(value) for name, value in record.boot.items()}
+    if record.fallback is not None:
+        annotations["org.runphi.accel-fallback"] = record.fallback
     if stopped:
         annotations["org.runphi.exit-code"] = str(record.exit_code)
         annotations["org.runphi.exit-reason"] = record.reason or ""

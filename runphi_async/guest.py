@@ -22,7 +22,7 @@ from backends.base import Evidence, Told, Verdict
 from consoles import shmfiles, terminal
 from consoles.sources.base import SourceError
 from consoles.sources.fifo import open_fifo
-from runphi_async import channels, container
+from runphi_async import channels, container, hearsay
 from runphi_async.cgroup import Cgroup, hierarchies
 from runphi_async.consolelogs import plans
 from runphi_async.container import Action, Event, Status
@@ -30,6 +30,7 @@ from runphi_async.errors import BackendError, CgroupError, StateError, Unsupport
 from runphi_async.oci import spec as oci
 from runphi_async.sessions import Sessions
 from runphi_async.signals import Meaning, meaning
+from runphi_async.stopping import Stopping
 from runphi_async.waiting import together
 from runphi_async.watching import Watching
 
@@ -80,6 +81,7 @@ class Guest:
         self._config = config
         self._ended = anyio.Event()
         self._tasks: TaskGroup | None = None
+        self._stopping = Stopping(record.name, config.qemu.stop_seconds, self._destroy, self._ended)
         self._bell = -1
         self._size = terminal.Size(0, 0)
         self._hooks: oci.Hooks | None = None
@@ -214,7 +216,16 @@ class Guest:
 
     def told(self) -> Told:
         """Return what the driver is to call."""
-        return Told(self._ended.set, self._done, self._say, self.note)
+        return Told(
+            self._ended.set,
+            self._done,
+            self._say,
+            self.note,
+            functools.partial(hearsay.paused, self),
+            functools.partial(hearsay.resumed, self),
+            functools.partial(hearsay.again, self),
+            functools.partial(hearsay.enrol, self),
+        )
 
     def _done(self, printed: int) -> None:
         assert self._tasks is not None
@@ -433,24 +444,10 @@ class Guest:
         elif what is Meaning.STOP and self.record.status is Status.CREATED:
             self._destroy(number)
         elif Action.DELIVER in step.actions and what in (Meaning.STOP, Meaning.PASS):
-            await self._deliver(number, what)
-
-    async def _deliver(self, number: int, what: Meaning) -> None:
-        assert self.driver is not None
-        self.note("signal", number=number)
-        if await self.driver.deliver(number) or what is Meaning.PASS:
-            return
-        if await self.driver.stop():
+            assert self.driver is not None
             assert self._tasks is not None
-            self._tasks.start_soon(self._stop_deadline, number, name="stop deadline")
-        else:
-            self._destroy(number)
-
-    async def _stop_deadline(self, number: int) -> None:
-        await anyio.sleep(self._config.qemu.stop_seconds)
-        if not self._ended.is_set():
-            log.warning("%s: did not end when asked to: destroying it", self.record.name)
-            self._destroy(number)
+            self.note("signal", number=number)
+            await self._stopping.deliver(self.driver, self._tasks, number, what)
 
     def _destroy(self, number: int) -> None:
         if self._ended.is_set():

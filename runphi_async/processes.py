@@ -34,6 +34,15 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def rank_of(pid: int) -> int | None:
+    """Return how readily the kernel ends a process when memory runs out, None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
 def rank_for_memory(pid: int, rank: int) -> None:
     """Set how readily the kernel ends a process when memory runs out, from -1000 (never) to 1000.
 

@@ -159,9 +159,7 @@ async def _adopt(supervisor: Supervisor, guest: Guest, process: Process) -> None
     record = guest.record
     driver = (await _backend(supervisor, record)).recall(record.plan, guest.directory)
     guest.driver = driver
-    journal, cursors, stdio = take_back(
-        process.fd, record.terminal and not record.attached, vmm=stub.read_pid(guest.directory) is not None
-    )
+    journal, cursors, stdio = take_back(process.fd, record.terminal and not record.attached)
     guest.console = Console(
         supervisor.config,
         guest.directory,
@@ -180,6 +178,8 @@ async def _adopt(supervisor: Supervisor, guest: Guest, process: Process) -> None
     guest.hold_stub(process)
     guest.listen()
     await _find_status(guest, driver)
+    if record.killed_by is not None and not guest.settled.is_set():
+        driver.destroy()  # that was to be next: the guest may have been between two VMMs
 
 
 async def _backend(supervisor: Supervisor, record: Record) -> Backend:

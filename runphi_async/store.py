@@ -58,6 +58,8 @@ class Record(msgspec.Struct, kw_only=True):
     killed_by: int | None = None
     #: whether the guest ever got to run
     booted: bool = False
+    #: why the guest was started a second time, without KVM
+    fallback: str | None = None
     log_dir: str = ""
     #: milliseconds from start to: first-byte, first-line, ready
     boot: dict[str, int] = {}

@@ -18,11 +18,13 @@ from runphi_async import syscalls
 class Fd(IntEnum):
     """Descriptors of the stub. Ten is all a POSIX shell can name, so the VMM is started with 3 to 9 closed."""
 
-    STDIN = 0
+    #: FIFO on which the supervisor writes the exit code. As stdin, so that no ``read <&N`` of the shell ever puts it
+    #: in the place of something else that a new supervisor may be taking at that moment
+    EXIT = 0
     STDOUT = 1
     STDERR = 2
-    #: FIFO on which the supervisor writes the exit code
-    EXIT = 3
+    #: the container's stdin
+    STDIN = 3
     #: the journal; its offset is the position of the engine's stdio
     STDIO_CURSOR = 4
     #: the journal; its offset is the position of the log
@@ -41,23 +43,45 @@ class Fd(IntEnum):
 VMM_PID: Final = "vmm.pid"
 VMM_STATUS: Final = "vmm.status"
 VMM_LOG: Final = "vmm.log"
+#: The FIFO behind ``Fd.EXIT``.
+EXIT_FIFO: Final = "exit"
 
-_RUN_VMM: Final = (
-    '"$@" </dev/null 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&- >vmm.log 2>&1 & '
+#: Word on the exit FIFO, in place of a code: start the second command, once.
+AGAIN: Final = "again"
+
+_RUN: Final = (
+    'run() { "$@" </dev/null 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&- >vmm.log 2>&1 & '
     # The shell would say "Killed" on the container's own stderr.
-    "echo $! >vmm.pid; echo >&7; wait $! 2>/dev/null; echo $? >vmm.status; echo >&7; "
+    "echo $! >vmm.pid; echo >&7; wait $! 2>/dev/null; echo $? >vmm.status; echo >&7; }; "
+)
+_ONE: Final = _RUN + 'run "$@"; '
+#: The arguments are the number of words of the first command, that command, and the second one. A function has
+#: arguments of its own: the first command's words are moved to their end, and the others dropped.
+_TWO: Final = (
+    _RUN + "n=$1; shift; "
+    'first() { i=0; while [ $i -lt $n ]; do set -- "$@" "$1"; shift; i=$((i + 1)); done; shift $(($# - n)); '
+    'run "$@"; }; first "$@"; '
 )
 #: 137 is what an engine expects of a container whose supervisor vanished for good.
-_WAIT: Final = 'IFS= read -r c <&3; exit "${c:-137}"'
+_WAIT: Final = 'IFS= read -r c; exit "${c:-137}"'
+#: A supervisor that died may not know whether it has said the word: the second one does nothing.
+_WAIT_OR_AGAIN: Final = (
+    f'while IFS= read -r c && [ "$c" = {AGAIN} ]; do '
+    'if [ "$n" ]; then shift $n; n=; run "$@"; fi; done; exit "${c:-137}"'
+)
 
 
-def command(vmm: tuple[str, ...], network: str | None) -> list[str]:
+def command(vmm: tuple[str, ...], network: str | None, again: tuple[str, ...] = ()) -> list[str]:
     """Return the stub's argv.
 
     :param vmm: the command to start as its child; empty when the hypervisor has no process of its own.
     :param network: None leaves the engine's network namespace, "" makes a new one, a path joins that one.
+    :param again: the command to start when the first has ended and :func:`say_again` was called.
     """
-    argv = ["/bin/sh", "-c", (_RUN_VMM if vmm else "") + _WAIT, "runphi-init", *vmm]
+    if again:
+        argv = ["/bin/sh", "-c", _TWO + _WAIT_OR_AGAIN, "runphi-init", str(len(vmm)), *vmm, *again]
+    else:
+        argv = ["/bin/sh", "-c", (_ONE if vmm else "") + _WAIT, "runphi-init", *vmm]
     if network is None:
         return argv
     if network == "":
@@ -65,31 +89,18 @@ def command(vmm: tuple[str, ...], network: str | None) -> list[str]:
     return ["/usr/bin/nsenter", f"--net={network}", "--", *argv]
 
 
-#: Where a stub without a VMM has its stdin once more: behind those with names, as it has none of a VMM's.
-STDIN_KEPT: Final = len(Fd)
+def say_again(record_dir: str) -> None:
+    """Tell the stub to start its second command; saying so twice is the same as once."""
+    fd = os.open(os.path.join(record_dir, EXIT_FIFO), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(fd, f"{AGAIN}\n".encode())
+    finally:
+        os.close(fd)
 
 
 def take(pidfd: int, fd: int) -> int:
     """Take one of a living stub's descriptors: the same open file description, not a copy."""
     return syscalls.pidfd_getfd(pidfd, fd)
-
-
-def take_stdin(pidfd: int) -> int:
-    """Take the stdin of a living stub without a VMM.
-
-    While the shell waits for the exit code, ``read <&3`` has put the exit FIFO in the place of stdin; whoever read
-    from it there would steal the code. A stub with a VMM waits for that first, one without waits so all its life.
-
-    :raises OSError: the stub is gone.
-    """
-    fd = take(pidfd, Fd.STDIN)
-    other = take(pidfd, Fd.EXIT)
-    lent = os.path.sameopenfile(fd, other)
-    os.close(other)
-    if not lent:
-        return fd
-    os.close(fd)
-    return take(pidfd, STDIN_KEPT)
 
 
 def read_status(record_dir: str) -> int | None:

@@ -387,6 +387,10 @@ class CellDriver:
         self._words.word(f"signal {signal}")
         return True
 
+    def unheard(self) -> float | None:
+        """Return None: nobody can know."""
+        return None
+
     async def stop(self) -> bool:
         """Return False: the hypervisor's request comes with every stop, and a guest that refuses is asked again."""
         return False

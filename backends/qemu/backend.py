@@ -14,7 +14,9 @@ import msgspec
 from backends.base import Capabilities, Finding, Level
 from backends.qemu import accel
 from backends.qemu import plan as planning
-from backends.qemu.driver import QMP_FD, Memory, QemuDriver
+from backends.qemu.driver import QMP_FD, QemuDriver
+from backends.qemu.machine import QemuPlan
+from backends.qemu.memory import Memory
 from backends.qemu.virtiofs import Share
 from runphi_async import nic
 from runphi_async.errors import BackendError
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 log = logging.getLogger(__name__)
-
 _decoder = msgspec.json.Decoder(Memory)
 #: Where daemons look for programs when the starter's PATH says nothing useful.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,6 +44,10 @@ class QemuBackend:
         names = {"x86_64": self._config.x86_64, "aarch64": self._config.aarch64}
         found = {arch: shutil.which(name, path=_PATH) for arch, name in names.items()}
         return {arch: path for arch, path in found.items() if path is not None}
+
+    def _prober(self) -> str:
+        """Return the QEMU for guests of the host's own architecture, "" when there is none: only those can have KVM."""
+        return self._binaries().get(os.uname().machine, "")
 
     async def probe(self) -> Capabilities:
         """Return the guest architectures and the proven accelerator."""
@@ -127,7 +132,7 @@ class QemuBackend:
             question = msgspec.structs.replace(question, kernel=self._config.kernel, initrd=self._config.initrd)
         return await accel.find(self._config.accel, question)
 
-    async def plan(self, spec: GuestSpec) -> PartitionPlan:
+    async def plan(self, spec: GuestSpec) -> QemuPlan:
         """Gather what the plan needs to know and decide."""
         binaries = self._binaries()
         found = await self._accelerator(binaries, linux=spec.kind is not GuestKind.INMATE)
@@ -142,7 +147,14 @@ class QemuBackend:
                 accel_reason=found.reason,
             )
         )
-        return planning.plan(spec, facts, self._config)
+        made = planning.plan(spec, facts, self._config)
+        # where KVM was demanded, software in its place would be a broken promise
+        return planning.with_second_try(made, spec, facts, self._config) if self._config.accel == "auto" else made
+
+    async def _blame(self, reason: str) -> None:
+        """KVM failed a guest that ran in software: no guest gets it again on this boot."""
+        await anyio.to_thread.run_sync(accel.distrust, self._prober(), reason)
+        log.warning("KVM is not used again on this boot: %s", reason)
 
     async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> PartitionPlan:
         """Return the plan: the host kernel shares out what QEMU needs."""
@@ -150,19 +162,21 @@ class QemuBackend:
 
     def driver(self, plan: PartitionPlan, directory: str) -> QemuDriver:
         """Return the driver of a new guest."""
-        return QemuDriver(_memory(plan), directory, plan, self._config.virtiofsd)
+        assert isinstance(plan, QemuPlan)
+        return QemuDriver(_memory(plan), directory, plan, self._config, self._blame)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
+        assert isinstance(plan, QemuPlan)
         return msgspec.Raw(msgspec.json.encode(_memory(plan)))
 
     def recall(self, plan: msgspec.Raw, directory: str) -> QemuDriver:
         """Return the driver of an older guest."""
-        return QemuDriver(_decoder.decode(plan), directory, None, self._config.virtiofsd)
+        return QemuDriver(_decoder.decode(plan), directory, None, self._config, self._blame)
 
 
-def _memory(plan: PartitionPlan) -> Memory:
-    share = Share(plan.virtiofs) if plan.virtiofs else None
+def _memory(plan: QemuPlan) -> Memory:
+    share = Share(plan.virtiofs, plan.binds) if plan.virtiofs else None
     console = next((channel for channel in plan.channels if channel.name == plan.console), None)
     return Memory(
         kind=plan.kind,
@@ -172,6 +186,9 @@ def _memory(plan: PartitionPlan) -> Memory:
         share=share,
         console=console,
         net=bool(plan.macs),
+        accel=plan.accel,
+        again=bool(plan.again),
+        vouched=plan.vouched,
     )
 
 

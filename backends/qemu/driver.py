@@ -8,76 +8,91 @@ come over a second monitor on a FIFO, which keeps them while no supervisor runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.qemu import comm, exitcode, virtiofs
-from backends.qemu.monitor import Monitor
+from backends.qemu import again, comm, exitcode, making, remains, runstate, virtiofs, words
+from backends.qemu.monitor import PATIENCE, Monitor
+from backends.qemu.remains import Remains
+from backends.qemu.runstate import Standing
+from backends.qemu.second import SecondTry, unblamed
 from backends.qemu.taps import Taps
+from backends.qemu.watch import LOOK_PATIENCE, RunWatch
+from backends.qemu.wires import Wires
 from consoles import shmfiles
-from consoles.sources.fifo import LineChannel, open_fifo
 from runphi_async import stub
+from runphi_async.config import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.partition import channels
-from runphi_async.partition.channels import Channel
 from runphi_async.partition.spec import GuestKind
 from runphi_async.processes import Process
+from runphi_async.signals import Meaning, meaning
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
+    from backends.qemu.heard import Heard
+    from backends.qemu.machine import QemuPlan
+    from backends.qemu.memory import Memory
     from consoles.sources.base import Source
-    from runphi_async.partition.spec import PartitionPlan
+
+log = logging.getLogger(__name__)
 
 #: Descriptor number of the QMP listening socket in QEMU: the first behind the stub's own.
 QMP_FD: Final = len(stub.Fd)
 #: QEMU has ended but its parent has not written the status down: after this many seconds the parent must be dead.
 STATUS_PATIENCE: Final = 2.0
-_CAPABILITIES: Final = b'{"execute":"qmp_capabilities"}\n'
-_FIFOS: Final = ("ev.in", "ev.out", "ctl.in", "ctl.out")
-
-
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new supervisor must know of a guest to adopt it."""
-
-    kind: GuestKind
-    arch: str
-    vcpus: int
-    pins: tuple[int, ...]
-    share: virtiofs.Share | None = None
-    #: the channel that is the console
-    console: Channel | None = None
-    #: it has interfaces
-    net: bool = False
+#: The parent was told to start QEMU once more: after this many seconds it must be dead, or the machine is.
+AGAIN_PATIENCE: Final = 10.0
 
 
 class QemuDriver:
-    """Drives one QEMU process; see ``backends.base.Driver``."""
+    """Drives one QEMU process; see ``backends.base.Driver``.
 
-    def __init__(self, memory: Memory, directory: str, plan: PartitionPlan | None = None, virtiofsd: str = "") -> None:
-        self._memory = memory
+    :param blame: told why KVM failed a guest which then ran in software.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        directory: str,
+        plan: QemuPlan | None = None,
+        config: Qemu | None = None,
+        blame: Callable[[str], Awaitable[None]] = unblamed,
+    ) -> None:
+        config = config or Qemu()
+        self.memory = memory
         self._plan = plan
-        self._directory = directory
+        self.directory = directory
+        self.name = os.path.basename(directory)
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
-        self._share = virtiofs.Server(virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
-        self._nics = Taps(directory) if memory.net else None
-        self._monitor = Monitor(self._dir_fd)
+        self.share = virtiofs.Server(config.virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
+        self.nics = Taps(directory) if memory.net else None
+        self.monitor = Monitor(self._dir_fd)
         self._listener: socket.socket | None = None
-        self._fds: dict[str, int] = {}
-        self._channels: list[LineChannel] = []
+        self.wires = Wires(self._dir_fd, lambda event: self.watching.heard(event), self._on_word)
+        self.remains = Remains(directory)
         self._vmm: Process | None = None
-        self._told: Told | None = None
-        self._written = 0
+        self.told: Told | None = None
         self._late: asyncio.TimerHandle | None = None
-        self._control_exit: int | None = None
-        self._control_error: str | None = None
-        self._events: list[tuple[str, dict[str, object]]] = []
-        self._destroyed = False
+        #: the second VMM is up to the stub, or runs
+        self.second = False
+        self.watching = RunWatch(
+            self,
+            SecondTry(self, blame),
+            kernel=memory.kind is GuestKind.LINUX,
+            accel=memory.accel,
+            seconds=config.init_seconds,
+        )
+        self._changed = asyncio.Event()
+        self._asked = ("", 0.0)
+        self.destroyed = False
         self._replaying = False
 
     # Section: making it
@@ -85,103 +100,97 @@ class QemuDriver:
     async def prepare(self) -> None:
         """Make FIFOs, files, the QMP socket and the file server."""
         assert self._plan is not None
-        for name, data in self._plan.files.items():
-            path = os.path.join(self._directory, name)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-        for name in _FIFOS:
-            os.mkfifo(name, 0o600, dir_fd=self._dir_fd)
-        self._open_fifos()
-        os.write(self._fds["ev.in"], _CAPABILITIES)
-        await asyncio.to_thread(self._make_channels, self._plan)
-        self._listener = self._monitor.listen()
-        if self._nics is not None:
-            await asyncio.to_thread(self._nics.make, self._plan.netns or "", self._plan.macs)
-        if self._share is not None and self._plan.virtiofs is not None:
-            await asyncio.to_thread(self._share.start, self._plan.virtiofs, self._plan.binds)
-
-    def _make_channels(self, plan: PartitionPlan) -> None:
-        for channel in plan.channels:
-            if channel.made:
-                try:
-                    shmfiles.make(self._directory, channel.name, channel.size)
-                except OSError as exc:
-                    raise BackendError(
-                        f"cannot make the memory of channel '{channel.name}' in {shmfiles.SHM}: {exc.strerror}",
-                        "make the channel smaller or /dev/shm larger",
-                    ) from exc
-
-    def _open_fifos(self) -> None:
-        for name in _FIFOS:
-            self._fds[name] = open_fifo(name, self._dir_fd)
+        making.write_files(self.directory, self._plan.files)
+        self.wires.make()
+        await asyncio.to_thread(making.make_channels, self.directory, self._plan.channels)
+        self._listener = self.monitor.listen()
+        if self.nics is not None:
+            await asyncio.to_thread(self.nics.make, self._plan.netns or "", self._plan.macs)
+        if self.share is not None and self._plan.virtiofs is not None:
+            await asyncio.to_thread(self.share.start, self._plan.virtiofs, self._plan.binds)
 
     def inheritance(self) -> Inheritance:
         """Return the event and control FIFOs and the QMP socket."""
         assert self._listener is not None
-        taps, network = (self._nics.fds, self._nics.network) if self._nics is not None else ((), "")
+        taps, network = (self.nics.fds, self.nics.network) if self.nics is not None else ((), "")
         extra = (self._listener.fileno(), *taps)
-        return Inheritance(self._fds["ev.out"], self._fds["ctl.out"], extra, network)
+        second = self._plan.again if self._plan is not None else ()
+        return Inheritance(*self.wires.kept, extra, network, second)
 
     def console(self) -> Source | None:
         """Return the channel that is the console; None: QEMU's chardev ``pipe`` is the FIFO pair."""
-        channel = self._memory.console
-        return channels.source(channel, self._directory) if channel is not None else None
+        channel = self.memory.console
+        return channels.source(channel, self.directory) if channel is not None else None
 
     def helpers(self) -> list[int]:
         """Return the file server's pid."""
-        return self._share.pids() if self._share is not None else []
+        return self.share.pids() if self.share is not None else []
 
     # Section: watching it
 
     async def watch(self, told: Told) -> None:
         """Listen on every channel; the QMP connection is made in the background."""
-        self._told = told
+        self.told = told
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        if self._nics is not None:
-            self._nics.handed_over()
-        self._listen("ev", self._on_event)
-        self._listen("ctl", self._on_control)
-        self._monitor.connect_soon()
+        if self.nics is not None:
+            self.nics.handed_over()
+        self.wires.listen()
+        self.monitor.connect_soon()
+        self.watching.start()
 
-    def _listen(self, channel: str, on_line: Callable[[bytes], None]) -> None:
-        record = os.open(f"{channel}.log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
-        self._channels.append(LineChannel(os.dup(self._fds[f"{channel}.out"]), record, on_line))
+    @property
+    def heard(self) -> Heard:
+        """What was heard of this VMM."""
+        return self.wires.heard
 
-    def _on_event(self, line: bytes) -> None:
-        try:
-            message = msgspec.json.decode(line, type=dict[str, object])
-        except msgspec.MsgspecError:
-            return  # a line cut short by QEMU's death
-        name, data = message.get("event"), message.get("data")
-        if isinstance(name, str):
-            self._events.append((name, data if isinstance(data, dict) else {}))
-
-    def _on_control(self, line: bytes) -> None:
-        word, _, rest = line.decode("ascii", "replace").partition(" ")
-        if word == "written" and rest.isdigit():
-            self._written = int(rest)
-        elif word == "exit" and rest.isdigit() and self._control_exit is None:
-            self._control_exit = int(rest) & 0xFF
-            if self._told is not None:
-                self._told.done(self._written)
-        elif word == "error" and self._control_error is None:
-            self._control_error = rest[:400]
-            if self._told is not None and not self._replaying:
-                self._told.say(self._control_error)
+    def _on_word(self, word: str) -> None:
+        if not word:
+            self.remains.forget_clock()
+            self.watching.look()
+        elif self.told is not None and word == "exit":
+            self.told.done(self.heard.written)
+        elif self.told is not None and word == "error" and not self._replaying:
+            self.told.say(self.heard.error or "")
 
     def rang(self) -> None:
         """The stub says that QEMU's pid or status is written down."""
-        if stub.read_status(self._directory) is not None:
-            self._ended()
-        elif self._destroyed:
+        self._changed.set()
+        if self.vmm_ended:
+            self._first_or_last()
+        elif self.destroyed:
             self.destroy()
 
-    def _hold_vmm(self) -> Process | None:
+    @property
+    def vmm_ended(self) -> bool:
+        """Whether QEMU has ended and its status is known."""
+        return stub.read_status(self.directory) is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the end was told."""
+        return self.told is None
+
+    @property
+    def is_monitored(self) -> bool:
+        """Whether there is a QEMU that could answer."""
+        return self._vmm is not None or stub.read_pid(self.directory) is not None
+
+    def _first_or_last(self) -> None:
+        """QEMU has ended: the guest with it, unless it may be started once more."""
+        self.wires.poll()
+        if self.memory.again and not self.second and not self.destroyed and self.told is not None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+            self.watching.look()
+        else:
+            self.over()
+
+    def hold_vmm(self) -> Process | None:
         if self._vmm is None:
-            pid = stub.read_pid(self._directory)
+            pid = stub.read_pid(self.directory)
             if pid is not None:
                 try:
                     self._vmm = Process(pid)
@@ -191,167 +200,261 @@ class QemuDriver:
         return self._vmm
 
     def _vmm_gone(self) -> None:
-        if not self._ending_seen():
-            self._late = asyncio.get_running_loop().call_later(STATUS_PATIENCE, self._ended)
-
-    def _ending_seen(self) -> bool:
         self.rang()
-        return self._told is None
+        if self.told is not None and not self.vmm_ended and self._late is None:
+            self._late = asyncio.get_running_loop().call_later(STATUS_PATIENCE, self.over)
 
-    def _ended(self) -> None:
-        told, self._told = self._told, None
+    def over(self) -> None:
+        """The guest has ended."""
+        told, self.told = self.told, None
         if self._late is not None:
             self._late.cancel()
             self._late = None
+        self._changed.set()
+        self.watching.look()
         if told is not None:
             told.ended()
 
     async def adopt(self, told: Told) -> bool | None:
         """Open everything again; ask QEMU whether the guest had been started."""
-        self._open_fifos()
+        self.wires.open()
         self._replaying = True  # what the record holds was acted on by our predecessor
-        await self.watch(told)
-        for channel in self._channels:
-            channel.poll()
+        self.told = told
+        decided = again.load(self.directory)
+        self.second = again.is_handed_over(self.directory)
+        if self.second and decided is not None:
+            self.watching.restart(again.ACCEL)
+            self.wires.listen(decided.events_from, decided.control_from)
+        else:
+            self.wires.listen()
+        self.wires.poll()
         self._replaying = False
-        if stub.read_status(self._directory) is not None or self._hold_vmm() is None:
-            asyncio.get_running_loop().call_soon(self._ended)
-            return None
-        if self._nics is not None:
-            await asyncio.to_thread(self._nics.take_up, stub.read_pid(self._directory))
-        state = await self._monitor.execute("query-status")
-        return isinstance(state, dict) and state.get("status") not in ("prelaunch", "inmigrate")
+        self.watching.recall(self.remains.clock(), self.heard.started)
+        if self.second and decided is not None:
+            told.again(decided.reason)
+            if stub.read_pid(self.directory) is None:
+                stub.say_again(self.directory)
+            if not self.vmm_ended:
+                self.watching.take_up(decided)
+                self.watching.start()
+                return decided.started
+        if self.vmm_ended or self.hold_vmm() is None:
+            asyncio.get_running_loop().call_soon(self._first_or_last)
+            self.watching.start()
+            return self.heard.started if self.memory.again and not self.second else None
+        return await self._adopt_living()
+
+    async def _adopt_living(self) -> bool:
+        self.monitor.connect_soon()
+        if self.nics is not None:
+            await asyncio.to_thread(self.nics.take_up, stub.read_pid(self.directory))
+        started = self.heard.started
+        try:
+            state = runstate.status_of(await self.monitor.execute("query-status", patience=LOOK_PATIENCE))
+            started = runstate.standing(state) is not Standing.BEFORE
+        except BackendError as exc:
+            # A full console of an aarch64 guest stops its QEMU from answering: the guest is there all the same.
+            log.warning("%s: adopted without an answer: %s", self.name, exc)
+        self.watching.recall(self.remains.clock(), started)
+        self.watching.look()
+        self.watching.start()
+        return started
 
     # Section: driving it
 
     async def start(self) -> None:
         """Pin the vCPUs, connect the guest to the container's interfaces and let it run."""
-        if self._memory.pins:
-            await self._pin()
-        if self._nics is not None:
-            lines = await asyncio.to_thread(self._nics.connect)
-            if self._memory.kind is GuestKind.LINUX:
+        first = not self.second
+        try:
+            async with self.watching.turn:
+                await self.begin()
+        except BackendError as exc:
+            if not first or not await self.watching.rescued(exc.msg):
+                raise
+            async with self.watching.turn:
+                if self.watching.wish is Standing.BEFORE:
+                    await self.begin()
+
+    async def begin(self) -> None:
+        if self.memory.pins:
+            await making.pin(self.monitor, self.memory.pins)
+        if self.nics is not None and b"net-done" not in self.wires.told():
+            lines = await asyncio.to_thread(self.nics.connect)
+            if self.memory.kind is GuestKind.LINUX:
                 for line in (*lines, "net-done"):
                     self._tell(line)
-        await self._monitor.execute("cont")
-        self._hold_vmm()
+        await self._command("cont", Standing.RUNNING)
+        self.hold_vmm()
 
-    async def _pin(self) -> None:
-        cpus = await self._monitor.execute("query-cpus-fast")
-        if not isinstance(cpus, list):
-            raise BackendError("cannot pin the vCPUs: QEMU does not list them")
-        for cpu, host in zip(cpus, self._memory.pins, strict=False):
-            try:
-                os.sched_setaffinity(int(cpu["thread-id"]), {host})
-            except OSError as exc:
-                raise BackendError(
-                    f"cannot pin a vCPU to host CPU {host}: {exc.strerror}",
-                    "give a cpuset of online CPUs",
-                ) from exc
+    async def _command(self, command: str, wish: Standing) -> None:
+        before = self.watching.wish
+        self.watching.asked(wish)  # first: a supervisor that is killed here must find the clock running
+        try:
+            # one that may be given up for another is not waited for longer than its guest is
+            await self.monitor.execute(
+                command, patience=min(PATIENCE, self.watching.limit if self.memory.again else PATIENCE)
+            )
+        except BackendError:
+            if before is not None:
+                self.watching.asked(before)
+            raise
 
     async def suspend(self) -> None:
         """Stop all vCPUs."""
-        await self._monitor.execute("stop")
+        async with self.watching.turn:
+            await self._command("stop", Standing.PAUSED)
 
     async def resume(self) -> None:
         """Let all vCPUs go on."""
-        await self._monitor.execute("cont")
+        async with self.watching.turn:
+            await self._command("cont", Standing.RUNNING)
 
     async def deliver(self, signal: int) -> bool:
-        """Linux guests: our init passes it to the container's process."""
-        if self._memory.kind is not GuestKind.LINUX:
+        """Linux guests: our init passes it to the container's process, and is asked whether it has."""
+        if self.memory.kind is not GuestKind.LINUX:
             return False
+        if not self.heard.reached and meaning(signal) is Meaning.STOP:
+            return False  # there is no process yet that could want to end in its own way
+        self._asked = (str(time.monotonic_ns()), self.watching.clock.at(time.monotonic()))
         self._tell(f"signal {signal}")
+        if self.heard.answers:
+            self._tell(f"echo {self._asked[0]}")
         return True
+
+    def unheard(self) -> float | None:
+        """Return for how long our init has not taken what it was told, None where it has, or does not answer."""
+        word, since = self._asked
+        if not self.heard.answers or self.heard.echo == word:
+            return None
+        return self.watching.clock.at(time.monotonic()) - since
 
     async def stop(self) -> bool:
         """Press the power button, where there is one."""
-        if self._memory.kind is not GuestKind.KERNEL:
+        if self.memory.kind is not GuestKind.KERNEL:
             return False
-        await self._monitor.execute("system_powerdown")
+        await self.monitor.execute("system_powerdown", patience=LOOK_PATIENCE)
         return True
 
     def destroy(self) -> None:
         """Kill QEMU; one that the stub is just about to start is killed when the bell rings."""
-        self._destroyed = True
-        vmm = self._hold_vmm()
-        if (vmm is None or not vmm.send(9)) and self._late is None:
-            self._late = asyncio.get_running_loop().call_later(STATUS_PATIENCE, self._ended)
+        self.destroyed = True
+        if not self.second:
+            again.forget(self.directory)
+        elif not self.is_monitored:  # up to the stub: it must not start what nobody would end
+            self._end_vmm(AGAIN_PATIENCE)
+            return
+        self._end_vmm(STATUS_PATIENCE)
+
+    def _end_vmm(self, patience: float) -> None:
+        vmm = self.hold_vmm()
+        if (vmm is None or not vmm.send(9)) and self._late is None and self.told is not None:
+            self._late = asyncio.get_running_loop().call_later(patience, self.over)
+
+    def fail(self, reason: str) -> None:
+        """Destroy a guest that will never run (again), and remember why."""
+        self.remains.fail(reason)
+        self.destroy()
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell a Linux guest's init."""
-        if self._memory.kind is GuestKind.LINUX:
+        if self.memory.kind is GuestKind.LINUX:
             self._tell(f"winsize {rows} {cols}")
 
     async def send_break(self) -> bool:
         """Let the guest's UART see a break. A Linux guest's console is a virtio port, which has no such thing."""
-        if self._memory.kind is GuestKind.LINUX:
+        if self.memory.kind is GuestKind.LINUX:
             return False
-        await self._monitor.execute("chardev-send-break", id=comm.CONSOLE)
+        await self.monitor.execute("chardev-send-break", id=comm.CONSOLE)
         return True
 
     def end_of_input(self, total: int) -> None:
         """Tell a Linux guest's init; the number keeps the word from overtaking the bytes."""
-        if self._memory.kind is GuestKind.LINUX:
+        if self.memory.kind is GuestKind.LINUX:
             self._tell(f"eof {total}")
 
     def _tell(self, line: str) -> None:
-        fd = self._fds.get("ctl.in", -1)
-        if fd >= 0:
-            try:
-                os.write(fd, line.encode() + b"\n")
-            except BlockingIOError as exc:
-                raise BackendError(f"cannot tell the guest {line!r}: its init does not listen") from exc
+        self.wires.tell(line, keep=self.memory.again and not self.second)
 
-    # Section: its end
+    # Section: what the second try asks for
 
-    def settle(self, evidence: Evidence) -> Verdict:
-        """Weigh QEMU's status, its events, the guest's own words and what the host knows."""
-        for channel in self._channels:
-            channel.poll()
+    def renew(self) -> None:
+        """A second VMM takes the place of the first: let go of that."""
+        if self._vmm is not None:
+            self._vmm.close()
+            self._vmm = None
+        self.second = True
+
+    async def new_monitor(self) -> None:
+        """Connect to the second VMM from now on."""
+        await self.monitor.close()
+        self.monitor = Monitor(self._dir_fd)
+
+    async def ended_within(self, seconds: float) -> bool:
+        """Wait a moment for the first VMM's end; False: it lives, or has been replaced already."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not (self.vmm_ended or self.second or self.told is None):
+                    self._changed.clear()
+                    await self._changed.wait()
+        return self.vmm_ended and not self.second
+
+    async def begun(self) -> bool:
+        """Wait for the VMM that is up to the stub; False: the guest is over, or to be."""
+        while stub.read_pid(self.directory) is None and self.told is not None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.told is not None and not self.destroyed and self.hold_vmm() is not None
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """Weigh what is known."""
         return exitcode.verdict(
             exitcode.Evidence(
-                kind=self._memory.kind,
-                arch=self._memory.arch,
-                vmm_status=stub.read_status(self._directory),
-                guest_exit=self._read("guest.exit"),
-                control_exit=self._control_exit,
-                control_error=self._control_error,
-                qmp_events=self._events,
+                kind=self.memory.kind,
+                arch=self.memory.arch,
+                vmm_status=stub.read_status(self.directory),
+                guest_exit=self.remains.read(remains.GUEST_EXIT),
+                control_exit=self.heard.exit,
+                control_error=self.heard.error,
+                failure=self.remains.failure(),
+                qmp_events=self.heard.events,
                 oom_kills=evidence.oom_kills,
-                vmm_log_tail=self._read(stub.VMM_LOG)[-2000:].decode("utf-8", "replace"),
+                vmm_log_tail=self.remains.vmm_log().decode("utf-8", "replace"),
                 killed_by=evidence.killed_by,
                 started=evidence.booted,
             )
         )
 
-    def _read(self, name: str) -> bytes:
-        try:
-            with open(os.path.join(self._directory, name), "rb") as file:
-                return file.read(1 << 20)
-        except OSError:
-            return b""
+    # Section: its end
+
+    def settle(self, evidence: Evidence) -> Verdict:
+        """Weigh QEMU's status, its events, the guest's own words and what the host knows."""
+        self.wires.poll()
+        verdict = self.verdict(evidence)
+        reason = verdict.reason
+        if self.heard.exit is None:
+            reason += words.of_kernel(self.remains.kernel_lines())
+        decided = again.load(self.directory) if self.second else None
+        if decided is not None and not self.heard.reached:
+            reason += f" (on the second try; on the first: {decided.reason})"
+        return Verdict(verdict.code, reason)
 
     async def release(self) -> None:
         """Close everything; the file server ends with QEMU, or is killed. Channels' memory lives while it is mapped."""
-        self._told = None
-        shmfiles.unlink(self._directory)
+        self.told = None
+        await self.watching.close()
+        shmfiles.unlink(self.directory)
         if self._late is not None:
             self._late.cancel()
-        await self._monitor.close()
-        for channel in self._channels:
-            channel.close()
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        await self.monitor.close()
+        self.wires.close()
         if self._listener is not None:
             self._listener.close()
         if self._vmm is not None:
             self._vmm.close()
-        if self._share is not None:
-            await asyncio.to_thread(self._share.stop)
-        if self._nics is not None:
-            await asyncio.to_thread(self._remove_nics, self._nics)
+        if self.share is not None:
+            await asyncio.to_thread(self.share.stop)
+        if self.nics is not None:
+            await asyncio.to_thread(self._remove_nics, self.nics)
         if self._dir_fd >= 0:
             os.close(self._dir_fd)
             self._dir_fd = -1

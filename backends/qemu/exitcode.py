@@ -14,30 +14,34 @@ row   evidence                                                               cod
 4     QEMU ended by itself (below), arm64: semihosting                       the status   exited
 5     QEMU ended by itself (below), x86, odd status: isa-debug-exit          status>>1    exited
 6     the kernel killed a process of the container for memory                137          out of memory
-7     event GUEST_PANICKED, or SHUTDOWN guest-panic                          134          guest panicked
-8     event SHUTDOWN guest-shutdown                                          0            guest powered off
-9     we were asked to deliver signal n, or to destroy the guest with it     128+n        killed by signal n
-10    event SHUTDOWN guest-reset                                             133          guest reset
-11    event SHUTDOWN host-signal or host-qmp-quit                            143          VMM was told …
-12    event SHUTDOWN with any other reason                                   125          VMM failed
-13    no status of QEMU                                                      137          VMM is gone
-14    QEMU's status is 128+n                                                 128+n        VMM killed …
-15    anything else, also status 0: x86 never ends so by itself              125          VMM failed
+7     we ended QEMU because its guest would never have run (again)           125          the VMM stopped: …
+8     event GUEST_PANICKED, or SHUTDOWN guest-panic                          134          guest panicked
+9     event SHUTDOWN guest-shutdown                                          0            guest powered off
+10    we were asked to deliver signal n, or to destroy the guest with it     128+n        killed by signal n
+11    event SHUTDOWN guest-reset                                             133          guest reset
+12    event SHUTDOWN host-signal or host-qmp-quit                            143          VMM was told …
+13    event SHUTDOWN with any other reason                                   125          VMM failed
+14    no status of QEMU                                                      137          VMM is gone
+15    QEMU's status is 128+n                                                 128+n        VMM killed …
+16    anything else, also status 0: x86 never ends so by itself              125          VMM failed
 ====  =====================================================================  ===========  ==================
 
 The guest's own word (1 to 5) comes before what was done to it: a process that handles SIGTERM and returns 0
 has exited with 0. "Ended by itself" means: a bare-metal guest that had been started, no event SHUTDOWN, a
 status below 128, and nothing in QEMU's log, as a QEMU that fails says why. From 128 up a status cannot be
-told from a signal, so row 14 takes it; the code is the same for arm64, and x86 images should write the exit
-code port. Row 6 needs a VMM that died: an OOM kill which the guest outlived explains nothing.
+told from a signal, so row 15 takes it; the code is the same for arm64, and x86 images should write the exit
+code port. Row 6 needs a VMM that died: an OOM kill which the guest outlived explains nothing. Row 7 is what
+``runstate`` says: a state that no guest comes back from, or a kernel that did not reach our init in time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 from backends.base import Verdict
+from backends.qemu import words
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
@@ -51,6 +55,8 @@ TERMINATED: Final = 143
 #: as docker says "the runtime failed"
 VMM_FAILED: Final = 125
 CANNOT_RUN: Final = 126
+#: statuses of a VMM that somebody ended, as opposed to one that failed
+SIGNALLED: Final = frozenset(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,8 @@ class Evidence:
     control_exit: int | None = None
     #: TEXT of the control channel's ``error TEXT``
     control_error: str | None = None
+    #: why we ended a QEMU whose guest would never have run
+    failure: str | None = None
     #: (name, data) in the order QEMU sent them
     qmp_events: Sequence[tuple[str, Mapping[str, Any]]] = ()
     #: growth of ``oom_kill`` in the container's cgroup
@@ -84,6 +92,7 @@ def verdict(evidence: Evidence) -> Verdict:
     return (
         _guests_word(evidence)
         or _memory(evidence)
+        or _failed(evidence)
         or _told_by_qmp(evidence)
         or _told_by_status(evidence, evidence.vmm_status)
     )
@@ -120,6 +129,10 @@ def _memory(evidence: Evidence) -> Verdict | None:
     return None
 
 
+def _failed(evidence: Evidence) -> Verdict | None:
+    return Verdict(VMM_FAILED, evidence.failure) if evidence.failure is not None else None
+
+
 def _told_by_qmp(evidence: Evidence) -> Verdict | None:
     reasons = [data.get("reason") for name, data in evidence.qmp_events if name == "SHUTDOWN"]
     panics = [data for name, data in evidence.qmp_events if name == "GUEST_PANICKED"]
@@ -141,7 +154,10 @@ def _told_by_qmp(evidence: Evidence) -> Verdict | None:
 def _told_by_status(evidence: Evidence, status: int | None) -> Verdict:
     if status is None:
         return Verdict(KILLED, "VMM is gone and left no status")
+    said = words.of_vmm(evidence.vmm_log_tail.encode())
     if status > 128:
-        return Verdict(status, f"VMM killed by signal {status - 128}")
-    lines = evidence.vmm_log_tail.strip().splitlines()
-    return Verdict(VMM_FAILED, f"VMM failed with status {status}" + (f": {lines[-1]}" if lines else ""))
+        # whoever is killed by somebody has no last words about it
+        why = f": {said}" if said and status not in SIGNALLED else ""
+        return Verdict(status, f"VMM killed by signal {status - 128}{why}")
+    last = words.last(evidence.vmm_log_tail.encode(), 1)
+    return Verdict(VMM_FAILED, f"VMM failed with status {status}" + (f": {last[0]}" if last else ""))

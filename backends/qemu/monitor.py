@@ -58,19 +58,21 @@ class Monitor:
         self._client = client
         return client
 
-    async def execute(self, command: str, **arguments: object) -> object:
+    async def execute(self, command: str, *, patience: float = PATIENCE, **arguments: object) -> object:
         """Run one command and return its answer.
 
+        :param patience: seconds for the answer, and as many for the connection.
         :raises BackendError: QEMU refused, is gone, or did not answer in time.
         """
         self.connect_soon()
         assert self._connecting is not None
         try:
-            client = await asyncio.shield(self._connecting)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience):
+                client = await asyncio.shield(self._connecting)
+            async with asyncio.timeout(patience):
                 return await client.execute(command, arguments or None)
         except TimeoutError as exc:
-            raise BackendError(f"cannot run {command!r}: QEMU did not answer in {PATIENCE:.0f} s") from exc
+            raise BackendError(f"cannot run {command!r}: QEMU did not answer in {patience:.0f} s") from exc
         except ExecuteError as exc:
             raise BackendError(f"cannot run {command!r}: QEMU says: {exc}") from exc
         except (QMPError, OSError, EOFError) as exc:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from backends.guest import elf, initrd, nics
 from backends.qemu import boot as qemu_boot
 from backends.qemu import comm as qemu_comm
@@ -17,11 +19,11 @@ from backends.qemu import cpu as qemu_cpu
 from backends.qemu import dev as qemu_dev
 from backends.qemu import mem as qemu_mem
 from backends.qemu import net as qemu_net
-from backends.qemu.machine import HostFacts, Machine, accel_for, value
+from backends.qemu.machine import HostFacts, Machine, QemuPlan, accel_for, value
 from runphi_async import nic
 from runphi_async.errors import PlanError
 from runphi_async.partition import boot, comm, cpu, dev, mem, mounts, net
-from runphi_async.partition.spec import GuestKind, PartitionPlan
+from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +70,7 @@ FIRST_TAP_FD: Final = 10
 ONLY_ON_BOARDS: Final = ("colors", "console-port")
 
 
-def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan:
+def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> QemuPlan:
     """Plan the partition.
 
     :raises PlanError: when it cannot be had; the message says what is missing.
@@ -99,9 +101,11 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
         *qemu_net.args(network, spec.kind, machine, transport, first_tap),
         *qemu_comm.args(channels, transport, facts.qmp_fd),
         *qemu_dev.args(devices, machine, transport, accel),
-        *end_helper(),
+        *end_helper(spec.kind),
     ]  # fmt: skip
-    return PartitionPlan(
+    return QemuPlan(
+        accel=accel,
+        vouched=booting.image == facts.kernel and not spec.cmdline,
         backend="qemu",
         kind=spec.kind,
         arch=booting.arch,
@@ -130,6 +134,14 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> PartitionPlan
             *channels.explain,
         ),
     )
+
+
+def with_second_try(made: QemuPlan, spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> QemuPlan:
+    """Add the command line of a second try, where one is safe: a Linux guest on KVM that nobody demanded."""
+    if made.kind is not GuestKind.LINUX or made.accel != "kvm":
+        return made
+    again = plan(spec, msgspec.structs.replace(facts, accel="tcg"), config)
+    return msgspec.structs.replace(made, again=again.argv)
 
 
 def check(spec: GuestSpec) -> None:
@@ -187,6 +199,10 @@ def start_helper(spec: GuestSpec, arch: str, facts: HostFacts) -> list[str]:
     ]  # fmt: skip
 
 
-def end_helper() -> list[str]:
-    """The tail of every command line: wait for ``start``, and let a reboot be the guest's end."""
-    return ["-no-reboot", "-S"]
+def end_helper(kind: GuestKind) -> list[str]:
+    """The tail of every command line: wait for ``start``, and let a reboot be the guest's end.
+
+    A Linux guest's kernel has no business to end the machine, that is its init's word: QEMU stays, so that the kernel
+    can be asked for its last lines.
+    """
+    return ["-no-reboot", *(["-no-shutdown"] if kind is GuestKind.LINUX else []), "-S"]

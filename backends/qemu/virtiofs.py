@@ -11,6 +11,7 @@ beforehand so that QEMU can connect at once. It ends by itself when QEMU does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -21,12 +22,11 @@ import msgspec
 from runphi_async import syscalls
 from runphi_async.errors import BackendError
 from runphi_async.namespaces import apart
+from runphi_async.partition.spec import Bind
 from runphi_async.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from runphi_async.partition.spec import Bind
 
 SOCKET: Final = "fs.sock"
 PID_FILE: Final = "fs.pid"
@@ -37,9 +37,10 @@ ROOTFS: Final = "rootfs"
 
 
 class Share(msgspec.Struct, frozen=True):
-    """The shared directory, as remembered in the record."""
+    """What is shared, as remembered in the record."""
 
     path: str
+    binds: tuple[Bind, ...] = ()
 
 
 class Server:
@@ -63,9 +64,11 @@ class Server:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         share = os.path.join(self._directory, SHARE)
         try:
+            with contextlib.suppress(FileNotFoundError):  # that of a server that has ended with an earlier QEMU
+                os.unlink(SOCKET, dir_fd=dir_fd)
             listener.bind(f"/proc/self/fd/{dir_fd}/{SOCKET}")
             listener.listen(1)
-            os.mkdir(share, 0o700)
+            os.makedirs(share, 0o700, exist_ok=True)
             self._child = apart(lambda: self._serve(share, rootfs, binds, listener.fileno()))
         except OSError as exc:
             raise BackendError(

@@ -405,6 +405,10 @@ class XenDriver:
         """Linux guests: our init passes it to the container's process."""
         return self._tell(f"signal {signal}")
 
+    def unheard(self) -> float | None:
+        """Return None: nobody can know."""
+        return None
+
     async def stop(self) -> bool:
         """Ask the guest to power off, if it has said that it can be asked."""
         if self._store is None or await self._store.find(f"{self._home}/control/feature-poweroff") != b"1":

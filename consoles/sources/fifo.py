@@ -36,12 +36,14 @@ class LineChannel:
     """Lines written by a guest or VMM into a FIFO, recorded in a file and handed to ``on_line`` in order.
 
     On a restart every recorded line is handed out again: handlers are idempotent.
+
+    :param start: offset in the record of the first line that is wanted.
     """
 
-    def __init__(self, fifo: int, record: int, on_line: Callable[[bytes], None]) -> None:
+    def __init__(self, fifo: int, record: int, on_line: Callable[[bytes], None], start: int = 0) -> None:
         self._fifo = fifo
         self._journal = Journal(record)
-        self._seen = 0
+        self._seen = start
         self._skipping = False
         self._on_line = on_line
         self._loop = asyncio.get_running_loop()
@@ -76,6 +78,11 @@ class LineChannel:
             for line in lines[1:] if self._skipping else lines:
                 self._on_line(line)
             self._skipping = False
+
+    @property
+    def tail(self) -> int:
+        """The end of the record."""
+        return self._journal.tail
 
     def close(self) -> None:
         """Stop listening; the record stays."""

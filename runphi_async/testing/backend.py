@@ -11,10 +11,10 @@ the configuration. It takes whatever is asked for: the files that ``INMATE=`` an
 looked at.
 
 At its prompt the guest knows these commands, as the demo inmate does: ``echo TEXT``, ``spam N``, ``exit N``, ``crash``,
-``hang``, ``reset``, and, because it has an ear for a polite request, it ends with 0 when it is asked to stop unless it
-hangs. The annotation ``org.runphi.cmdline`` may hold words that make it fail: ``fail-create`` (the machine ends before
-it is started), ``fail-start`` (it ends when it is started); ``source-console`` makes its console one that is opened and
-read as ptys and serial ports are, not spliced.
+``hang``, ``reset``, and ``freeze``, which is as if somebody else had paused it. Because it has an ear for a polite
+request, it ends with 0 when it is asked to stop unless it hangs. The annotation ``org.runphi.cmdline`` may hold words
+that make it fail: ``fail-create`` (the machine ends before it is started), ``fail-start`` (it ends when it is started);
+``source-console`` makes its console one that is opened and read as ptys and serial ports are, not spliced.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ while IFS= read -r line; do
             ;;
         exit\ *) exit "$argument" ;;
         crash) printf 'crashing\r\n'; echo panicked >&4; exit 1 ;;
+        freeze) printf 'freezing\r\n'; (kill -STOP $$; echo frozen >&4) & wait $!; echo thawed >&4 ;;
         hang) printf 'hanging\r\n'; trap '' TERM; while :; do read -r word <&3; done ;;
         reset) printf 'resetting\r\n'; echo reset >&4; exit 0 ;;
         '') ;;
@@ -157,6 +158,10 @@ class FakeDriver:
         self._events.append(line.decode())
         if line == b"started":
             self._started.set()
+        elif line == b"frozen" and self._told is not None:
+            self._told.paused("the guest itself")
+        elif line == b"thawed" and self._told is not None:
+            self._told.resumed("somebody")
 
     def rang(self) -> None:
         """The stub has written a pid or a status down."""
@@ -231,6 +236,10 @@ class FakeDriver:
     async def deliver(self, signal: int) -> bool:
         """Return False: a script plays a machine, and machines know no signals."""
         return False
+
+    def unheard(self) -> float | None:
+        """Return None: nobody can know."""
+        return None
 
     async def stop(self) -> bool:
         """Press the power button."""

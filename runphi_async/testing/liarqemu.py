@@ -14,14 +14,20 @@ descriptors and working directory, so ``stage.become`` leaves nothing between th
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import select
 import shlex
 import signal
+import socket
+import struct
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -180,14 +186,172 @@ def _other(stage: Stage) -> int:
     return ROLES[name](stage._replace(words=tuple(words)))
 
 
+# Section: roles for real guests. They run in software by the name of KVM, until they do not.
+
+
+def role_frozen(stage: Stage) -> NoReturn:
+    """All is well, but the guest's kernel does not get anywhere."""
+    stage.become(stage.patched(lambda image: frozen_image()))
+
+
+def role_crawls(stage: Stage) -> int:
+    """Right in everything, at a tenth of what software does: it runs for a tenth of the time."""
+    child = _child(stage, stage.software())
+    while child.poll() is None:
+        for number, seconds in ((signal.SIGSTOP, 0.09), (signal.SIGCONT, 0.01)):
+            child.send_signal(number)
+            time.sleep(seconds)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def role_crashes(stage: Stage) -> NoReturn:
+    """Fails an assertion when the guest has run for so many seconds, or has come to our init (``init``)."""
+    Middle(stage).run_until(*stage.words)
+    sys.stderr.write("qemu: kvm_cpu_exec: Assertion `run->exit_reason' failed.\n")
+    sys.stderr.flush()
+    os.abort()
+
+
+def role_stops(stage: Stage) -> int:
+    """KVM gives up after so many seconds, or when the guest has come to our init; QEMU stays there and answers."""
+    middle = Middle(stage)
+    middle.run_until(*stage.words)
+    middle.stop()
+    while middle.child.poll() is None:
+        middle.turn()
+    return middle.child.returncode
+
+
+class Middle:
+    """Stands between the real QEMU and whoever speaks to its monitor."""
+
+    SOCKET: Final = "liar.sock"
+
+    def __init__(self, stage: Stage) -> None:
+        argv = stage.software()
+        at = next(n for n, word in enumerate(argv) if word.startswith("socket,id=qmp,"))
+        fd = next(int(word.removeprefix("fd=")) for word in argv[at].split(",") if word.startswith("fd="))
+        argv[at] = f"socket,id=qmp,path={self.SOCKET},server=on,wait=off"
+        self._listener = socket.socket(fileno=fd)
+        self.child = _child(stage, argv)
+        self._ends: dict[socket.socket, socket.socket] = {}
+        self._asked: dict[socket.socket, bytes] = {}
+        self._stopped = False
+        self.let_go: float | None = None
+
+    def run_until(self, when: str = "0") -> None:
+        """Stand by until it is time."""
+        while True:
+            self.turn()
+            if when == "init" and b"init" in _content("ctl.log"):
+                return
+            if when != "init" and self.let_go is not None and time.monotonic() >= self.let_go + float(when):
+                return
+
+    def turn(self) -> None:
+        """Pass on what is there."""
+        ready, _, _ = select.select([self._listener, *self._ends], [], [], 0.02)
+        for end in ready:
+            if end is self._listener:
+                client, _ = self._listener.accept()
+                server = self._connect()
+                self._ends |= {client: server, server: client}
+                self._asked[client] = b""
+            elif end in self._ends:
+                self._pass(end)
+
+    def _connect(self) -> socket.socket:
+        server = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                server.connect(self.SOCKET)
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return server
+
+    def _pass(self, end: socket.socket) -> None:
+        other = self._ends[end]
+        data = end.recv(65536)
+        if not data:
+            for one in (end, other):
+                del self._ends[one]
+                one.close()
+            return
+        if end not in self._asked:
+            other.sendall(data)
+            return
+        left = (self._asked[end] + data).decode().lstrip()
+        while left:
+            try:  # nothing need stand between two commands
+                command, length = json.JSONDecoder().raw_decode(left)
+            except json.JSONDecodeError:
+                break
+            self._command(command, end, other)
+            left = left[length:].lstrip()
+        self._asked[end] = left.encode()
+
+    def _command(self, asked: dict[str, Any], client: socket.socket, server: socket.socket) -> None:
+        name = asked.get("execute")
+        if self._stopped and name in ("query-status", "cont"):
+            status = {"return": {"status": "internal-error", "running": False}}
+            refused = {"error": {"class": "GenericError", "desc": "Resetting the Virtual Machine is required"}}
+            answer = status if name == "query-status" else refused
+            client.sendall(json.dumps({**answer, "id": asked.get("id")}).encode() + b"\r\n")
+            return
+        server.sendall(json.dumps(asked).encode() + b"\n")
+        if name == "cont":
+            self.let_go = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the guest, and begin to lie about why."""
+        self._stopped = True
+        sys.stderr.write(INTERNAL_ERROR + "RAX=0000000000000000 RBX=0000000000000000\nCode=f0 48 0f c7 0f\n")
+        sys.stderr.flush()
+        with open("ev.in", "wb") as monitor:  # the other one: the socket serves one client at a time
+            monitor.write(b'{"execute":"stop"}\n')
+
+
+def frozen_image() -> bytes:
+    """Return a PVH image of one segment that halts at its first instruction."""
+    load, code = 0x10_0000, b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
+    note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", load + 208)
+    elf = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, load + 208, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    elf += struct.pack("<IIQQQQQQ", 1, 7, 0, load, load, 212, 212, 0x1000)
+    elf += struct.pack("<IIQQQQQQ", 4, 4, 176, load + 176, load + 176, len(note), len(note), 4)
+    return (elf + note).ljust(208, b"\0") + code
+
+
+def _child(stage: Stage, argv: list[str]) -> subprocess.Popen[bytes]:
+    """Start the real QEMU, which ends when we do, however that is."""
+    libc = ctypes.CDLL(None)
+    return subprocess.Popen(
+        [stage.real, *argv],
+        close_fds=False,
+        preexec_fn=lambda: libc.prctl(1, signal.SIGKILL),  # PR_SET_PDEATHSIG
+    )
+
+
+def _content(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 ROLES: Final[Mapping[str, Callable[[Stage], int]]] = {
     "aborts": role_aborts,
+    "crashes": role_crashes,
+    "crawls": role_crawls,
+    "frozen": role_frozen,
     "hangs": role_hangs,
     "honest": role_honest,
     "internal-error": role_internal_error,
     "no-linux": role_no_linux,
     "refuses": role_refuses,
     "slow": role_slow,
+    "stops": role_stops,
     "turncoat": role_turncoat,
     "wrong-exchange": role_wrong_exchange,
 }

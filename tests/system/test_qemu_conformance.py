@@ -13,7 +13,7 @@ import pytest
 from backends.qemu.backend import QemuBackend
 from runphi_async.config import Config
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from tests.unit.conformance import DriverConformance
+from tests.unit.conformance import Life, TellsPauses
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -31,8 +31,12 @@ def built_inmates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class QemuConformance(DriverConformance):
+class QemuConformance(TellsPauses):
     image: ClassVar[str]
+
+    async def pause_by_another(self, life: Life) -> None:
+        with open(life.directory / "ev.in", "wb", buffering=0) as monitor:
+            monitor.write(b'{"execute": "stop"}\n')
 
     @pytest.fixture
     async def backend(self, tmp_path: Path) -> Backend:

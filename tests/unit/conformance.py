@@ -45,6 +45,8 @@ class Life:
         self.memory: msgspec.Raw
         self.ended = asyncio.Event()
         self.ends = 0
+        #: who paused and resumed it beside us
+        self.others: list[tuple[str, str]] = []
         self.seen = b""
         self.killed_by: int | None = None
         self.booted = False
@@ -76,7 +78,13 @@ class Life:
         self.ended.set()
 
     def told(self) -> Told:
-        return Told(self._end, lambda printed: self.driver.destroy(), lambda text: None)
+        return Told(
+            self._end,
+            lambda printed: self.driver.destroy(),
+            lambda text: None,
+            paused=lambda by: self.others.append(("paused", by)),
+            resumed=lambda by: self.others.append(("resumed", by)),
+        )
 
     async def create(self, spec: GuestSpec) -> None:
         """Do what ``create`` does."""
@@ -88,8 +96,8 @@ class Life:
         await self.driver.prepare()
         kept = self.driver.inheritance()
         null = os.open("/dev/null", os.O_RDWR)
-        fds = [null, null, null, self.exit_fd, null, null, self.held, self.bell, kept.events, kept.control]
-        self._spawn(stub.command(self.driver.command, None), [*fds, *kept.extra])
+        fds = [self.exit_fd, null, null, null, null, null, self.held, self.bell, kept.events, kept.control]
+        self._spawn(stub.command(self.driver.command, None, kept.again), [*fds, *kept.extra])
         os.close(null)
         await self.driver.watch(self.told())
 
@@ -314,6 +322,17 @@ class DriverConformance:
         await life.driver.resume()
         await life.expect(b"\nlater\r\n")
 
+    async def test_our_own_pauses_are_nobody_elses(self, life: Life) -> None:
+        await life.start()
+        await life.prompt()
+        for _ in range(5):
+            await life.driver.suspend()
+            await life.driver.resume()
+        life.type(b"echo on\n")
+        await life.expect(b"\non\r\n")
+        assert life.others == []
+        assert life.driver.unheard() is None
+
     async def test_destroy_while_suspended(self, life: Life) -> None:
         await life.start()
         await life.driver.suspend()
@@ -399,3 +418,32 @@ class DriverConformance:
         await life.end()
         assert not held.send(0)
         held.close()
+
+
+class TellsPauses(DriverConformance):
+    """What a driver does whose hypervisor tells of a pause by somebody else."""
+
+    async def pause_by_another(self, life: Life) -> None:
+        """Be somebody else who pauses the guest."""
+        raise NotImplementedError
+
+    async def test_a_pause_by_somebody_else_is_told_and_undone_by_us(self, life: Life) -> None:
+        await life.start()
+        await life.prompt()
+        await self.pause_by_another(life)
+        await until(lambda: bool(life.others), "word of it")
+        ((what, by),) = life.others
+        assert what == "paused"
+        assert by
+        await life.driver.resume()
+        life.type(b"echo on\n")
+        await life.expect(b"\non\r\n")
+        assert [what for what, _ in life.others].count("paused") == 1
+
+    async def test_a_guest_paused_by_somebody_else_can_be_destroyed(self, life: Life) -> None:
+        await life.start()
+        await life.prompt()
+        await self.pause_by_another(life)
+        await until(lambda: bool(life.others), "word of it")
+        life.kill()
+        assert (await life.end()).code == 137

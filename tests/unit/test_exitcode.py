@@ -72,6 +72,18 @@ SIGNAL = shutdown("host-signal", guest=False)
         ),
         ({"oom_kills": 1, "vmm_status": None}, 137, "out of memory: the kernel killed the VMM"),
         ({"oom_kills": 1, "guest_exit": b"\x03", "vmm_status": 1}, 3, "exited with 3"),
+        # we ended it
+        ({"failure": "the VMM stopped: internal error", "vmm_status": 137}, 125, "the VMM stopped: internal error"),
+        ({"failure": "it stopped", "vmm_status": 137, "killed_by": 15}, 125, "it stopped"),
+        ({"failure": "it stopped", "vmm_status": 137, "oom_kills": 1}, 137, "out of memory: the kernel killed the VMM"),
+        ({"kind": LINUX, "failure": "too late", "control_exit": 3, "vmm_status": 137}, 3, "exited with 3"),
+        ({"failure": "it stopped", "vmm_status": 137, "qmp_events": [("STOP", {}), OFF]}, 125, "it stopped"),
+        ({"failure": "it stopped", "vmm_status": None}, 125, "it stopped"),
+        (
+            {"vmm_status": 134, "vmm_log_tail": "qemu: a\x1b[1m!\nRAX=00000000\n"},
+            134,
+            "VMM killed by signal 6: qemu: a!",
+        ),
         # what QMP told
         ({"vmm_status": 0, "qmp_events": [PANIC, shutdown("guest-panic")]}, 134, "guest panicked"),
         ({"vmm_status": 0, "qmp_events": [shutdown("guest-panic")]}, 134, "guest panicked"),
@@ -106,12 +118,12 @@ def test_every_combination_has_a_code_and_none_is_zero_without_evidence() -> Non
         (None, 0, 9),  # control
         ((), (PANIC,), (RESET,), (OFF,), (SIGNAL,)),
         (0, 1),  # oom
-        ("", "qemu: failed\n"),
+        (("", None), ("qemu: failed\n", None), ("", "it stopped")),  # QEMU's log, why we ended it
         (None, 9, 15),  # killed by
         (False, True),
     )
     count = 0
-    for kind, arch, status, port, control, events, oom, log, killed, started in space:
+    for kind, arch, status, port, control, events, oom, (log, failure), killed, started in space:
         evidence = Evidence(
             kind=kind,
             arch=arch,
@@ -123,6 +135,7 @@ def test_every_combination_has_a_code_and_none_is_zero_without_evidence() -> Non
             vmm_log_tail=log,
             killed_by=killed,
             started=started,
+            failure=failure,
         )
         code, reason = verdict(evidence)
         assert 0 <= code <= 255

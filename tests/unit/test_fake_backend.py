@@ -13,7 +13,7 @@ from runphi_async.config import Config
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.backend import FakeBackend, FakeDriver
-from tests.unit.conformance import DriverConformance, Life
+from tests.unit.conformance import Life, TellsPauses
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from backends.base import Backend
 
 
-class TestFake(DriverConformance):
+class TestFake(TellsPauses):
+    async def pause_by_another(self, life: Life) -> None:
+        life.type(b"freeze\n")
+
     @pytest.fixture
     async def backend(self) -> Backend:
         return FakeBackend()

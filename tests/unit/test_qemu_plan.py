@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from backends.qemu.machine import QemuPlan
 from runphi_async.errors import PlanError
 from runphi_async.nic import Link
 from runphi_async.partition import conf
@@ -72,7 +73,7 @@ def test_an_inherited_qmp_socket() -> None:
 
 def test_plans_compare_by_value_and_survive_the_record() -> None:
     assert plan() == plan()
-    assert msgspec.json.decode(msgspec.json.encode(plan()), type=PartitionPlan) == plan()
+    assert msgspec.json.decode(msgspec.json.encode(plan()), type=QemuPlan) == plan()
 
 
 # Section: what boots

@@ -138,6 +138,7 @@ static int open_hvc(void)
 static void open_ports(int devices)
 {
 	struct pollfd news = { .fd = devices, .events = POLLIN };
+	bool said = false;
 	char event[4096];
 
 	if (!conf.console)
@@ -150,6 +151,11 @@ static void open_ports(int devices)
 		} else {
 			if (ports.control < 0)
 				ports.control = open_port(CONTROL_PORT);
+			/* before the console port is open: until then the host's bytes for the container wait outside */
+			if (ports.control >= 0 && !said) {
+				control_send(ports.control, "init 1");
+				said = true;
+			}
 			if (ports.console < 0)
 				ports.console = open_port(CONSOLE_PORT);
 			if (ports.control >= 0 && ports.console < 0)

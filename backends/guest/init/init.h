@@ -5,14 +5,18 @@
  * cell.c the words of a Jailhouse cell.
  *
  * The control port speaks lines. To the host:
+ *   init 1               the kernel has come as far as this program, which answers to `echo`; nothing of the container
+ *                        has been touched. Always the first word
  *   ready                the process runs
  *   error TEXT           it cannot be run; `exit 126` or `exit 127` follows
  *   written BYTES        all the process ever printed, sent when it has ended
+ *   echo WORD            as the host said it
  *   exit N               its exit code, or 128 + signal; then init waits for `poweroff`, because it cannot know
  *                        whether the host has taken the last bytes out of the console port
  * From the host:
  *   winsize ROWS COLS    the terminal's new size
  *   signal N             for the process
+ *   echo WORD            to be said back: what was said before it was heard
  *   eof [BYTES]          its input ends, after so many bytes on the console port (without a terminal only)
  *   nic, addr, route     what the interfaces are to be like, ended by `net-done`; see net.c. Only before `ready`, and
  *                        only when /runphi.conf says `net=1`

@@ -125,6 +125,8 @@ static void command(struct relay *r, const char *line)
 
 	if (strcmp(line, "poweroff") == 0)
 		poweroff_wanted = true;
+	else if (strncmp(line, "echo ", 5) == 0)
+		control_send(r->ports->control, "%s", line);
 	else if (!r->alive)
 		return;
 	else if (sscanf(line, "winsize %u %u", &first, &second) == 2) {

@@ -23,7 +23,7 @@ import msgspec
 from backends.qemu.accel import cache, decide, linuxproof, proof
 from backends.qemu.accel.decide import Accel, Unfinished, Wish
 
-__all__ = ["Accel", "Question", "Wish", "distrust", "find"]
+__all__ = ["Accel", "Question", "Wish", "distrust", "find", "keep"]
 
 #: Seconds after a proof that did not get done (the machine was too busy) before the next find() tries again: until then
 #: it says software at once, so that no row of creates waits for one proof after the other.
@@ -68,6 +68,11 @@ def distrust(binary: str, reason: str) -> None:
     cache.change(note)
 
 
+def keep(question: Question, answer: Accel) -> None:
+    """Write down the answer of a proof, for this boot. Short, but it blocks."""
+    cache.change(lambda book: book.remember(_key(question), answer))
+
+
 async def _proven(question: Question) -> Accel:
     problem = await asyncio.to_thread(proof.obstacle, question.binary)
     if problem:
@@ -94,7 +99,7 @@ async def _answer(question: Question) -> Accel:
         except Unfinished as exc:
             _unfinished[key] = (time.monotonic(), str(exc))
             return Accel("tcg", str(exc))
-        await asyncio.to_thread(cache.change, lambda book: book.remember(key, answer))
+        await asyncio.to_thread(keep, question, answer)
         # KVM may have failed in a real guest while we proved
         return (await asyncio.to_thread(_look_up, question))[1] or answer
 
@@ -105,9 +110,13 @@ async def _prove(question: Question) -> Accel:
     return await linuxproof.prove(question.binary, question.kernel, question.initrd)
 
 
-def _look_up(question: Question) -> tuple[str, Accel | None]:
+def _key(question: Question) -> str:
     files = [path for path in (question.binary, question.kernel, question.initrd) if path is not None]
-    key = cache.key([proof.device(), *files], proof.image().read_bytes())
+    return cache.key([proof.device(), *files], proof.image().read_bytes())
+
+
+def _look_up(question: Question) -> tuple[str, Accel | None]:
+    key = _key(question)
     book = cache.read()
     why = book.distrusted.get(os.path.realpath(question.binary))
     return key, Accel("tcg", f"KVM failed in a guest on this boot: {why}") if why is not None else book.recall(key)
