@@ -29,6 +29,9 @@ REPEATABLE = (
     b"state", b"list", b"ps", b"delete", b"kill", b"logs", b"attach", b"features", b"version", b"pause", b"resume",
     b"replay", b"reopen-logs",
 )  # fmt: skip
+#: The verb that goes on without a supervisor, as it says what is wrong with it; and seconds after which one is hung.
+DOCTOR = b"doctor"
+DOCTOR_PATIENCE = 120.0
 #: How often somebody is asked: a supervisor that dies may still have taken the call that was meant for the next one.
 TRIES = 3
 GLOBAL_VALUES = (b"--root", b"--log", b"--log-format", b"--rootless", b"--criu", b"--config")
@@ -269,6 +272,13 @@ def reach(run_dir: bytes, home: str) -> "_socket.socket | str":
     return client_start.start(run_dir, home) or connect(run_dir) or "it ended at once"
 
 
+def doctor_alone(home: str, run_dir: bytes, why: str, argv: list[bytes]) -> int:
+    """Become a doctor that needs no supervisor."""
+    from runphi_async import client_start
+
+    return client_start.doctor_alone(home, run_dir, why, argv)
+
+
 def fill_standard_descriptors() -> None:
     """Put /dev/null where 0, 1 or 2 is closed: else our own socket would become the container's stdin."""
     for fd in (0, 1, 2):
@@ -301,8 +311,12 @@ def main(home: str) -> int:
     for attempt in range(1, TRIES + 1):
         sock = reach(run_dir, home)
         if isinstance(sock, str):
+            if verb == DOCTOR:
+                return doctor_alone(home, run_dir, sock, argv)
             return fail(f"cannot start the supervisor: {sock}")
         try:
+            if verb == DOCTOR:
+                sock.settimeout(DOCTOR_PATIENCE)
             request(sock, argv)
             return converse(Link(sock), argv, run_dir)
         except Lost:
@@ -311,5 +325,7 @@ def main(home: str) -> int:
                 break
         except KeyboardInterrupt:
             return 130
+    if verb == DOCTOR:
+        return doctor_alone(home, run_dir, "it ended or fell silent before it answered", argv)
     log = run_dir.decode("utf-8", "replace") + "/supervisor.log"
     return fail(f"the supervisor ended or fell silent before it answered; see {log} and try again")

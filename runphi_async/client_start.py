@@ -104,6 +104,25 @@ def launch(python: str, run_dir: bytes, home: str) -> "str | None":
     return lines[-1] if lines else f"{home}/bin/runphid ended without a word"
 
 
+def doctor_alone(home: str, run_dir: bytes, why: str, argv: list[bytes]) -> int:
+    """Become ``runphi_async.doctor_alone``: a machine whose supervisor cannot start is the one to be looked at.
+
+    It is reached through the supervisor's own program, which every kind of installation has.
+    """
+    python = interpreter(home)
+    if python is None:
+        return client.fail(f"cannot start the supervisor: {why}")
+    env = dict(posix.environ)
+    env[b"RUNPHI_RUN_DIR"] = run_dir
+    env.setdefault(b"PATH", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    client.restore_signals()
+    words = [python, "-I", home + "/bin/runphid", "--doctor", why]
+    try:
+        posix.execve(python, [word.encode("utf-8", "surrogateescape") for word in words] + argv, env)
+    except OSError as exc:
+        return client.fail(f"cannot start the supervisor: {why}; and cannot run {python}: {exc.strerror}")
+
+
 def detach(word: int) -> None:
     """Keep only /dev/null and the ready pipe (as stderr, so that even a traceback of the start arrives)."""
     null = posix.open("/dev/null", posix.O_RDWR)

@@ -508,6 +508,12 @@ def _keys(section: _Section, prefix: str) -> list[tuple[str, object, Any]]:
     return own + below
 
 
+def changed(config: Config) -> list[str]:
+    """Return the keys that have not their defaults, as lines of the file."""
+    usual = {path: value for path, value, _ in _keys(Config(), "")}
+    return [f"{path} = {_toml(value)}" for path, value, _ in _keys(config, "") if value != usual[path]]
+
+
 def reference() -> str:
     """Return the reference page of the configuration file, in Markdown."""
     lines = [

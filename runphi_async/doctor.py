@@ -31,8 +31,8 @@ from runphi_async.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from backends.detect import Detection
     from runphi_async.config import Config
-    from runphi_async.supervisor import Supervisor
 
 #: Seconds that a program may take to say its version.
 PATIENCE: Final = 10.0
@@ -90,25 +90,25 @@ class Host(NamedTuple):
     memory: int
 
 
-async def examine(supervisor: Supervisor) -> list[Finding]:
+async def examine(detection: Detection) -> list[Finding]:
     """Look at everything; the order is that of the answer."""
-    config, run_dir = supervisor.config, supervisor.store.run_dir
+    config, run_dir = detection.config, detection.run_dir
     host, places = await anyio.to_thread.run_sync(lambda: (read_host(), read_places(config, run_dir)))
     found = judge_host(host)
     found += await anyio.to_thread.run_sync(doctor_machine.examine)
-    found += [Finding(Level.OK, "runphi", f"version {VERSION}, Python {platform.python_version()}, {_packages()}")]
+    found += [Finding(Level.OK, "runphi", f"version {VERSION}, Python {platform.python_version()}, {packages()}")]
     found += [finding for place in places for finding in judge_place(place)]
     found += await anyio.to_thread.run_sync(install.examine, Root())
-    found += judge_runc(config.real_runc(), await _version(config.real_runc()), config.runc)
+    found += judge_runc(config.real_runc(), await version(config.real_runc()), config.runc)
     for name in sorted(detect.BACKENDS):
         try:
-            found += await (await detect.backend(name, supervisor.detection)).examine()
+            found += await (await detect.backend(name, detection)).examine()
         except RunphiError as exc:
             found.append(Finding(Level.WARNING, name, exc.msg, exc.hint or ""))
     for engine in ENGINES:
         program = shutil.which(engine.program, path=PATH)
         if program is not None:
-            found.append(judge_engine(engine, await _version(program), await anyio.to_thread.run_sync(_text, engine)))
+            found.append(judge_engine(engine, await version(program), await anyio.to_thread.run_sync(_text, engine)))
     return found
 
 
@@ -236,7 +236,8 @@ def _place(what: str, path: str) -> Place:
     return Place(what, path, mode, room.f_bavail * room.f_frsize, problem)
 
 
-def _packages() -> str:
+def packages() -> str:
+    """Return our dependencies and their versions."""
     found = []
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -253,7 +254,7 @@ def _text(engine: Engine) -> str:
     return text
 
 
-async def _version(program: str | None) -> str:
+async def version(program: str | None) -> str:
     """Return the first line of what a program says of its version; "" when it says nothing in time."""
     if program is None:
         return ""

@@ -29,6 +29,7 @@ from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiE
 from runphi_async.eventlog import EventLog
 from runphi_async.hypervisor import follow_hypervisor
 from runphi_async.store import Store, write_atomically
+from runphi_async.waiting import is_cancelled
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -154,7 +155,10 @@ class Supervisor:
             await cli.run(call, self)
         except ClientGone:
             raise
-        except Exception:
+        except (Exception, asyncio.CancelledError) as exc:
+            # One call must not end the supervisor: a task group takes a stray cancellation for its own.
+            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
+                raise
             log.exception("a call failed: %s", call.argv)
             await call.error("runphi: internal error; the supervisor's log has the details\n")
             await call.send(wire.EXIT, b"1")
@@ -167,8 +171,13 @@ def main(argv: list[str]) -> int:
     """Run the supervisor.
 
     :param argv: ``--ready-fd N``: write ``wire.MAGIC`` there when ready, or one line that says why not;
-        ``--guarded``: our parent is a guardian of ours, which leaves the engine's cgroup with us.
+        ``--guarded``: our parent is a guardian of ours, which leaves the engine's cgroup with us;
+        ``--doctor WHY ARGV…``: no supervisor can be had: answer `runphi doctor` without one.
     """
+    if argv[:1] == ["--doctor"]:
+        from runphi_async import doctor_alone
+
+        return doctor_alone.main(argv[1], argv[2:])
     ready = int(argv[argv.index("--ready-fd") + 1]) if "--ready-fd" in argv else -1
     run_dir = os.path.abspath(os.environ.get("RUNPHI_RUN_DIR") or "/run/runPHI")
     try:

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+
+def is_cancelled() -> bool:
+    """Whether the running task itself is being cancelled: a CancelledError may also come of what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def either(*events: anyio.Event) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from runphi_async.errors import BackendError
+from runphi_async.waiting import is_cancelled
 
 #: Name of the socket in the record directory.
 SOCKET: Final = "qmp.sock"
@@ -77,6 +78,11 @@ class Monitor:
             raise BackendError(f"cannot run {command!r}: QEMU says: {exc}") from exc
         except (QMPError, OSError, EOFError) as exc:
             raise BackendError(f"cannot run {command!r}: QEMU has ended or cannot be reached") from exc
+        except asyncio.CancelledError:
+            if not self._connecting.cancelled() or is_cancelled():
+                raise
+            # The guest has ended and `close` gave the connection up. Let through, it would look like our own end.
+            raise BackendError(f"cannot run {command!r}: QEMU has ended or cannot be reached") from None
 
     async def close(self) -> None:
         """Disconnect, whatever state the connection is in."""

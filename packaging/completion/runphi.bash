@@ -200,8 +200,11 @@ _runphi() {
             esac
             ;;
         'doctor')
-            options='--json --help'
+            options='--json --report --with-consoles --help'
             kind=none
+            case $before in
+                --report) kind=files ;;
+            esac
             ;;
         'features')
             options=' --help'

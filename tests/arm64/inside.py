@@ -69,7 +69,7 @@ async def _problems() -> AsyncIterator[str]:
     figures = re.search(r"took (\d+) ms on KVM and (\d+) ms in software", bare.reason)
     if figures is None or int(figures[1]) >= int(figures[2]):
         yield "the guest's own work was not faster on KVM"
-    linux = await linuxproof.prove(QEMU, str(HERE / "Image"), str(HERE / "initrd"))
+    linux = await linuxproof.prove(QEMU, str(HERE / "Image"), str(HERE / "guest-initrd"))
     say(f"Linux guests: {linux.name}: {linux.reason}")
     if linux.name != "kvm":
         yield "the kernel did not come to our init on KVM first"

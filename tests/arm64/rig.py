@@ -19,15 +19,17 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from backends.guest.initrd import Entry, archive
+from backends.guest.initrd import Entry, archive, base_initrd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 DIRECTORY: Final = Path(os.environ.get("RUNPHI_ARM64_RIG", "/var/lib/runphi/arm64-rig"))
-#: made by bin/prepare-guest --cells: a kernel that has KVM, and our init for it
-CELLS: Final = Path("/var/lib/runphi/jailhouse")
+#: what is kept: the machine's packages; its kernel, which Linux guests there have too; their RAM disk with our init
+BASE: Final = "base.cpio"
+KERNEL: Final = "Image"
+GUEST_INITRD: Final = "guest-initrd"
 PACKAGES: Final = ("qemu-system-arm", "python3-minimal", "python3", "busybox-static")
 #: what is unpacked and not needed: nobody reads it there, and it would have to fit into RAM
 NOT_NEEDED: Final = (
@@ -64,26 +66,49 @@ class RigError(Exception):
 def make(say: Callable[[str], None]) -> tuple[Path, Path]:
     """Return kernel and RAM disk; what of it is made already is kept."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    base, stamp = DIRECTORY / "base.cpio", DIRECTORY / "stamp"
-    wanted = hashlib.sha256(Path(__file__).read_bytes() + "\n".join(_requirements()).encode()).hexdigest()
-    if not base.exists() or not stamp.exists() or stamp.read_text() != wanted:
+    base, stamp = DIRECTORY / BASE, DIRECTORY / "stamp"
+    wanted = _stamp()
+    if not stamp.exists() or stamp.read_text() != wanted:
         stamp.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="arm64-rig-") as name:
-            tree = _unpack(Path(name), say)
-            part = base.with_suffix(".new")
-            part.write_bytes(archive(_entries(tree)))
-            part.replace(base)
+            _fill(Path(name), say)
         stamp.write_text(wanted)
         say(f"wrote {base}: {base.stat().st_size >> 20} MiB")
-    done = subprocess.run([ROOT / "bin" / "prepare-guest", "--cells"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RigError(done.stderr)
     # the code of this checkout behind what was kept: Linux unpacks archives one after the other
     ramdisk = DIRECTORY / "initrd"
     with open(ramdisk, "wb") as out, open(base, "rb") as kept:
         shutil.copyfileobj(kept, out)
         out.write(archive(_ours()))
-    return CELLS / "Image", ramdisk
+    return DIRECTORY / KERNEL, ramdisk
+
+
+def _stamp() -> str:
+    """Name what the machine is made of."""
+    sources = [Path(__file__), ROOT / "bin/prepare-guest", *sorted((ROOT / "backends/guest/init").iterdir())]
+    digest = hashlib.sha256("\n".join(_requirements()).encode())
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _fill(work: Path, say: Callable[[str], None]) -> None:
+    tools = runpy.run_path(str(ROOT / "bin" / "prepare-guest"))
+    try:
+        say("reading the lists of arm64 packages")
+        apt = tools["foreign_apt"](work)
+        say("downloading the kernel")
+        package, version = tools["find_package"](tools["CELL_METAPACKAGE"], apt)
+        release = package.removeprefix("linux-image-")
+        (work / "kernel").mkdir()
+        tree = tools["unpack_package"](package, version, work / "kernel", apt)
+        shutil.copyfile(tree / "boot" / f"vmlinuz-{release}", DIRECTORY / KERNEL)
+        modules = tools["load_order"](tree / "lib" / "modules" / release)
+        init = tools["build_init"](work, os.uname().machine != "aarch64")
+    except tools["StepError"] as exc:
+        raise RigError(str(exc)) from exc
+    (DIRECTORY / GUEST_INITRD).write_bytes(base_initrd(modules, init))
+    tree = _unpack(work, apt, say)
+    (DIRECTORY / BASE).write_bytes(archive(_entries(tree)))
 
 
 def _requirements() -> list[str]:
@@ -98,11 +123,9 @@ def _run(*argv: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def _unpack(work: Path, say: Callable[[str], None]) -> Path:
+def _unpack(work: Path, apt: list[str], say: Callable[[str], None]) -> Path:
     """Download the packages and all that they depend on, and unpack them."""
-    tools = runpy.run_path(str(ROOT / "bin" / "prepare-guest"))
-    say("reading the lists of arm64 packages")
-    apt = [*tools["foreign_apt"](work), "-o", f"Dir::State::status={work}/status"]
+    apt = [*apt, "-o", f"Dir::State::status={work}/status"]  # nothing is installed yet
     archives = work / "debs"
     (archives / "partial").mkdir(parents=True)
     (work / "status").touch()
@@ -163,6 +186,7 @@ def _ours() -> list[Entry]:
                 found.append(Entry(name, stat.S_IFREG | 0o644, path.read_bytes()))
     # what Linux guests boot there
     found += [
-        Entry(f"{HOME}/{name}", stat.S_IFREG | 0o644, (CELLS / name).read_bytes()) for name in ("Image", "initrd")
+        Entry(f"{HOME}/{name}", stat.S_IFREG | 0o644, (DIRECTORY / name).read_bytes())
+        for name in (KERNEL, GUEST_INITRD)
     ]
     return found

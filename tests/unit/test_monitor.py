@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's command socket when nobody answers on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backends.qemu.monitor import Monitor
+from runphi_async.errors import BackendError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_a_command_ends_when_the_monitor_is_closed(tmp_path: Path) -> None:
+    """Its end is an error of the guest's: as a cancellation it would end whatever waits, up to the supervisor."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    monitor = Monitor(directory)
+    listener = monitor.listen()
+    command = asyncio.create_task(monitor.execute("cont"))
+    accepted, _ = await asyncio.to_thread(listener.accept)
+    await monitor.close()
+    with pytest.raises(BackendError, match="QEMU has ended"):
+        await command
+    accepted.close()
+    listener.close()
+    os.close(directory)
+
+
+async def test_a_command_that_is_cancelled_is_cancelled(tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    monitor = Monitor(directory)
+    listener = monitor.listen()
+    command = asyncio.create_task(monitor.execute("cont"))
+    accepted, _ = await asyncio.to_thread(listener.accept)
+    command.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await command
+    await monitor.close()
+    accepted.close()
+    listener.close()
+    os.close(directory)
