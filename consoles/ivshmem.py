@@ -254,7 +254,7 @@ def place_of(path: str, name: str) -> str:
         found = os.path.exists(f"{path}/{name}")
         place = f"{path}/{name}"
     else:
-        known = re.fullmatch(r"/dev/(uio\d+)", path)
+        known = re.fullmatch(r"/dev/(uio[0-9]+)", path)
         if known is None:
             raise SourceError(f"cannot use {path} as a shared-memory device: write /dev/uioN")
         maps = _maps(known[1])

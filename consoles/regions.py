@@ -28,8 +28,10 @@ PAGE: Final = mmap.PAGESIZE
 DEV: Final = "/dev"
 SYSFS: Final = "/sys/class/uio"
 _SEQ_CST: Final = 5  # memory_order_seq_cst, stdatomic.h
-_UIO: Final = re.compile(r"/dev/(uio\d+):(\d+)")
-_MEM: Final = re.compile(r"mem:(0x[0-9a-f]+|\d+)\+(0x[0-9a-f]+|\d+)", re.IGNORECASE)
+_UIO: Final = re.compile(r"/dev/(uio[0-9]{1,5}):([0-9]{1,5})")
+_MEM: Final = re.compile(
+    r"mem:(0x[0-9a-f]{1,16}|[0-9]{1,19})\+(0x[0-9a-f]{1,16}|[0-9]{1,19})", re.IGNORECASE | re.ASCII
+)
 
 
 def _no_fence() -> None:
@@ -179,7 +181,10 @@ def parse_place(text: str) -> Place:
         return Place(f"{DEV}/{uio[1]}", int(uio[2]) * PAGE, 0)
     memory = _MEM.fullmatch(text)
     if memory is not None:
-        start, length = int(memory[1], 0), int(memory[2], 0)
+        try:
+            start, length = int(memory[1], 0), int(memory[2], 0)
+        except ValueError:  # zeros in front of a decimal number, which could be meant as an octal one
+            raise SourceError(f"cannot use {text}: a decimal number has no zeros in front") from None
         if start % PAGE or length % PAGE or length == 0:
             raise SourceError(f"cannot use {text}: start and length must be multiples of {PAGE}")
         return Place("/dev/mem", start, length)

@@ -29,7 +29,7 @@ _DOMID_MAX: Final = 32751
 NAME_MAX: Final = _PATH_MAX - len(f"/local/domain/{_DOMID_MAX}/{SERVERS}/")
 #: One read takes at most this.
 CHUNK: Final = 1 << 16
-_NODE: Final = re.compile(r"/local/domain/(\d{1,5})/.+")
+_NODE: Final = re.compile(r"/local/domain/([0-9]{1,5})/.+")
 
 
 class _Control(ctypes.Structure):

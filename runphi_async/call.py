@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from runphi_async import wire
+from runphi_async import digits, wire
 from runphi_async.errors import RunphiError
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ def _groups(sock: socket.socket) -> set[int]:
     except OSError:  # more of them than anybody has
         return {gid}
     return {gid, *(group for (group,) in struct.iter_unpack("I", data))}
+
+
+def _text(field: bytes) -> str:
+    """Return a word of a command line; no kernel gives a process one with a NUL in it."""
+    if b"\0" in field:
+        raise ValueError("a word holds a NUL character")
+    return os.fsdecode(field)
 
 
 class ClientGone(RunphiError):
@@ -103,12 +110,12 @@ class Call:
         return data
 
     def _parse(self, body: bytes) -> None:
-        fields = [os.fsdecode(field) for field in body.split(b"\0")[:-1]]
         try:
-            self.cwd, count = fields[0], int(fields[1])
-            self.env = dict(entry.split("=", 1) for entry in fields[2 : 2 + count])
-            self.argv = fields[2 + count :]
-        except (IndexError, ValueError) as exc:
+            cwd, env, argv = wire.unpack(body)
+            self.cwd = _text(cwd)
+            self.env = dict(_text(entry).split("=", 1) for entry in wire.unpack(env))
+            self.argv = [_text(word) for word in wire.unpack(argv)]
+        except ValueError as exc:
             raise ClientGone("a client sent a request that cannot be read") from exc
 
     async def _more(self) -> bytes:
@@ -187,11 +194,14 @@ class Call:
     async def spawn(self, cwd: str, argv: Sequence[str], fds: Sequence[int]) -> int:
         """Let the client fork a process with exactly ``fds`` as 0, 1, …; return its pid. It waits for ``go``."""
         fields = [os.fsencode(field) for field in (cwd, *argv)]
-        await self.send(wire.SPAWN, b"\0".join(fields), fds)
+        if any(b"\0" in field for field in fields):  # nobody can be executed so: whoever let it come here did not look
+            raise RunphiError("cannot start the init process: a word of its command line holds a NUL character")
+        await self.send(wire.SPAWN, wire.pack(fields), fds)
         kind, payload = await self.frame()
-        if kind != wire.PID or not payload.isdigit():
+        pid = digits.whole(payload, digits.PID_MAX) if kind == wire.PID else None
+        if not pid:
             raise ClientGone("the client did not fork the init process")
-        return int(payload)
+        return pid
 
     def path(self, name: str) -> str:
         """Return a path of the command line as an absolute one."""

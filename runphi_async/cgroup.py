@@ -19,6 +19,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from runphi_async import digits
 from runphi_async.cgroup_limits import Limits as Limits
 from runphi_async.cgroup_limits import v1_files, v2_files
 from runphi_async.errors import CgroupError
@@ -340,9 +341,10 @@ def _read(path: str) -> str:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.strip().isdigit() else 0
+    return digits.whole(text.strip()) or 0
 
 
 def _table(text: str) -> dict[str, int]:
     rows = (line.split() for line in text.splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    counts = ((row[0], digits.whole(row[1])) for row in rows if len(row) == 2)
+    return {name: count for name, count in counts if count is not None}

@@ -190,7 +190,7 @@ def request(sock: _socket.socket, argv: list[bytes]) -> None:
 
 def spawn_stub(link: Link, payload: bytes) -> int:
     """Fork the init stub: the child waits for the supervisor's word, then execs with exactly its descriptors."""
-    cwd, *argv = payload.split(b"\0")
+    cwd, *argv = wire.unpack(payload)
     fds, link.fds = link.fds, []
     gate, release = posix.pipe()
     pid = posix.fork()

@@ -20,7 +20,7 @@ import msgspec
 from consoles.rules import Rule, compiled
 from consoles.sources import describe
 from consoles.sources.base import SourceError
-from runphi_async import realrunc
+from runphi_async import digits, realrunc
 from runphi_async.errors import ConfigError
 from runphi_async.oci.spec import locate
 
@@ -47,15 +47,17 @@ class Size(int):
     def parse(cls, value: object) -> Size:
         """Read a size as the file may give it; ValueError says what is wrong with it."""
         if isinstance(value, str):
-            found = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", value)
+            found = re.fullmatch(r"\s*([0-9]+)\s*([A-Za-z]*)\s*", value)
             unit = _UNITS.get(found[2].lower()) if found else None
-            if found is None or unit is None:
-                raise ValueError(f'expected a size such as 65536 or "64 KiB", got {value!r}')
-            return cls(int(found[1]) * unit)
+            count = digits.whole(found[1]) if found else None
+            if unit is None or count is None or count * unit > digits.LARGEST:
+                raise ValueError(f'expected a size such as 65536 or "64 KiB", got {value!r:.80}')
+            return cls(count * unit)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f'expected a size such as 65536 or "64 KiB", got {type(value).__name__}')
-        if value < 0:
-            raise ValueError(f"expected a size of 0 or more, got {value}")
+        if not 0 <= value <= digits.LARGEST:
+            got = str(value) if abs(value) <= digits.LARGEST else "more than there can be"
+            raise ValueError(f"expected a size of 0 or more, got {got}")
         return cls(value)
 
     def text(self) -> str:
@@ -380,6 +382,22 @@ class Channels(_Section, frozen=True):
     ] = Size(8 * MIB)
 
 
+class Annotations(_Section, frozen=True):
+    """Who may set which annotation `org.runphi.*`."""
+
+    of_images: Annotated[
+        tuple[str, ...],
+        _doc(
+            "What an image's author may ask for, by the manifest's annotations or `/boot/config.json`: names behind"
+            " `org.runphi.`, `*` for all that begins so. Everything else only who runs the image may set, and no image"
+            " may name a file of the host."
+        ),
+    ] = (
+        "arch", "inmate", "linux", "kernel", "ramdisk", "dtb", "cmdline", "load-address", "machine", "net", "rpu",
+        "console", "channel.*", "rule.*",
+    )  # fmt: skip
+
+
 class Config(_Section, frozen=True):
     """Keys at the top of the file."""
 
@@ -405,6 +423,7 @@ class Config(_Section, frozen=True):
     jailhouse: Jailhouse = Jailhouse()
     xen: Xen = Xen()
     inmate: Inmate = Inmate()
+    annotations: Annotations = Annotations()
     source: Source = Source()
     hypervisor: Hypervisor = Hypervisor()
     channels: Channels = Channels()
@@ -431,7 +450,7 @@ def load(path: str | None = None) -> Config:
         raise ConfigError(f"cannot read configuration {name}: not found", "leave it out to use the defaults") from None
     except OSError as exc:
         raise ConfigError(f"cannot read configuration {name}: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:  # int's own of too many digits, too
         raise ConfigError(f"cannot read configuration {name}: not TOML: {exc}", "see https://toml.io") from exc
     return from_table(_with_environment(table), name)
 

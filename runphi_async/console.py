@@ -14,6 +14,9 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Final
 
+import anyio
+import anyio.abc
+
 from consoles import terminal
 from consoles.feed import Feed
 from consoles.hub import Hub
@@ -28,8 +31,6 @@ from runphi_async.consolelogs import ConsoleLogs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import anyio.abc
 
     from consoles.input import Input
     from consoles.sinks.attach import AttachSink
@@ -60,6 +61,17 @@ def reopen(fd: int, flags: int) -> int:
         os.set_blocking(copy, False)
         return copy
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+async def read_some(source: int, most: int) -> bytes:
+    """Read from what `reopen` returned; waits until there is something, b"" at the end."""
+    if stat.S_ISREG(os.fstat(source).st_mode):
+        return await anyio.to_thread.run_sync(os.read, source, most)
+    while True:
+        try:
+            return os.read(source, most)
+        except BlockingIOError:
+            await anyio.wait_readable(source)
 
 
 class Console:

@@ -18,7 +18,7 @@ import msgspec
 
 from backends import detect
 from consoles import terminal
-from runphi_async import cgroup, inroot, logplan, stub
+from runphi_async import cgroup, inroot, logplan, regular, stub
 from runphi_async.cgroup import Limits
 from runphi_async.console import FIFOS, Console, Lifeline, send_master
 from runphi_async.consolelogs import plans
@@ -28,7 +28,7 @@ from runphi_async.guest import Guest
 from runphi_async.hooks import run_hooks
 from runphi_async.oci import spec as oci
 from runphi_async.oci.state import State, timestamp
-from runphi_async.partition import bootconfig, channels, conf, podannotations, request
+from runphi_async.partition import bootconfig, channels, conf, origin, podannotations, request
 from runphi_async.partition.guest import guest_spec, network
 from runphi_async.partition.spec import GuestKind
 from runphi_async.processes import Process, children, rank_for_memory
@@ -36,7 +36,7 @@ from runphi_async.store import Record, boot_id, check_id, write_atomically
 from runphi_async.waiting import together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from backends.base import Backend, Driver
     from runphi_async.call import Call
@@ -79,21 +79,27 @@ class Asked(NamedTuple):
     request: PartitionRequest | None
 
 
-def read_bundle(bundle: str) -> Asked:
-    """Read a bundle's config.json, and its image's /boot/config.json where that matters (blocks)."""
+def read_bundle(bundle: str, of_images: Sequence[str]) -> Asked:
+    """Read a bundle's config.json, and its image's /boot/config.json where that matters (blocks).
+
+    :param of_images: annotations that an image's author may set.
+    """
     path = os.path.join(bundle, oci.CONFIG_NAME)
     try:
-        with open(path, "rb") as file:
-            raw = file.read()
+        raw = regular.read(path, oci.DOCUMENT_MAX)
     except OSError as exc:
         raise SpecError(f"cannot read {path}: {exc.strerror}", "give the bundle directory with --bundle") from exc
     spec = oci.from_bytes(raw)
+    origin.check_annotations(bundle, spec.annotations, of_images)
     spec = msgspec.structs.replace(spec, annotations=podannotations.of_container(spec.annotations))
     boot: dict[str, Any] | None = None
     if request.wants_boot_config(spec) and spec.root.path:
         rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
         data = inroot.read(rootfs, bootconfig.BOOT_CONFIG, BOOT_CONFIG_MAX) if os.path.isdir(rootfs) else None
-        boot = msgspec.to_builtins(bootconfig.parse(data)) if data is not None else None
+        if data is not None:
+            config = bootconfig.parse(data)
+            origin.check_boot_config(config, of_images)
+            boot = msgspec.to_builtins(config)
     return Asked(raw, spec, request.request(spec, boot))
 
 
@@ -252,6 +258,7 @@ class Creation:
 
     async def _write_record(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
         guest.save()
+        self._store.save_made(guest.record)
         await anyio.to_thread.run_sync(self._write_files, guest, plan, spec)
         guest.note("create", backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus)
 

@@ -21,7 +21,7 @@ import msgspec
 
 from backends import detect
 from backends.base import Finding, Level
-from runphi_async import cgroup, doctor_machine
+from runphi_async import cgroup, digits, doctor_machine
 from runphi_async.errors import RunphiError
 from runphi_async.install import examine as install
 from runphi_async.install.engines import ENGINES as CHANGED
@@ -132,8 +132,8 @@ def judge_host(host: Host) -> list[Finding]:
 
 
 def _kernel(host: Host) -> Finding:
-    numbers = host.kernel.split("-")[0].split(".")[:2]
-    version = tuple(int(number) for number in numbers if number.isdigit())
+    words = host.kernel.split("-")[0].split(".")[:2]
+    version = tuple(digits.whole(number) or 0 for number in words)
     text = f"Linux {host.kernel} on {host.machine}"
     if version < OLDEST_KERNEL:
         least = ".".join(map(str, OLDEST_KERNEL))

@@ -7,16 +7,22 @@ One writer (the supervisor), so created < started < exit holds for every reader 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from runphi_async import regular
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NAME: Final = "events.jsonl"
+#: to a regular file; where QEMU has put a FIFO it does not wait for a reader
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+log = logging.getLogger(__name__)
 
 
 class EventLog:
@@ -32,8 +38,11 @@ class EventLog:
         number = self._number(directory) + 1
         line = msgspec.json.encode({"seq": number, "time": time.time(), "event": kind, **data}) + b"\n"
         try:
-            fd = os.open(os.path.join(directory, NAME), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(os.path.join(directory, NAME), _APPEND, 0o600)
         except FileNotFoundError:
+            return
+        except OSError as exc:  # its place is taken by a link or a FIFO
+            log.warning("cannot write an event into %s: %s", directory, exc.strerror)
             return
         try:
             os.write(fd, line)
@@ -46,7 +55,7 @@ class EventLog:
     def _number(self, directory: str) -> int:
         if directory not in self._numbers:
             try:
-                with open(os.path.join(directory, NAME), "rb") as file:
+                with open(regular.opened(os.path.join(directory, NAME), links=False), "rb") as file:
                     self._numbers[directory] = sum(1 for _ in file)
             except OSError:
                 self._numbers[directory] = 0
@@ -55,7 +64,7 @@ class EventLog:
     def read(self, directory: str, offset: int) -> bytes:
         """Return the events from byte ``offset`` on."""
         try:
-            with open(os.path.join(directory, NAME), "rb") as file:
+            with open(regular.opened(os.path.join(directory, NAME), links=False), "rb") as file:
                 file.seek(offset)
                 return file.read()
         except OSError:

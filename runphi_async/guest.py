@@ -22,7 +22,7 @@ from backends.base import Evidence, Told, Verdict
 from consoles import shmfiles, terminal
 from consoles.sources.base import SourceError
 from consoles.sources.fifo import open_fifo
-from runphi_async import channels, container, hearsay
+from runphi_async import channels, container, hearsay, stub
 from runphi_async.cgroup import Cgroup, hierarchies
 from runphi_async.consolelogs import plans
 from runphi_async.container import Action, Event, Status
@@ -35,6 +35,8 @@ from runphi_async.waiting import together
 from runphi_async.watching import Watching
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from anyio.abc import TaskGroup, TaskStatus
 
     from backends.base import Driver
@@ -76,6 +78,9 @@ class Guest:
         #: named streams beside the console
         self.streams: dict[str, Stream] = {}
         self.driver: Driver | None = None
+        #: why a supervisor could not take it over, "" if it could; and what ends it all the same
+        self.sick = ""
+        self.last_resort: Callable[[], Awaitable[None]] | None = None
         self.stub: Process | None = None
         self._store = store
         self._config = config
@@ -366,6 +371,26 @@ class Guest:
 
     # Section: what verbs do; the caller holds the lock
 
+    def _drive(self) -> Driver:
+        """Return the driver.
+
+        :raises BackendError: there is none, as the guest could not be taken over.
+        """
+        if self.driver is None or self.sick:
+            raise BackendError(f"cannot drive the guest: {self.sick or 'it is not made'}", "delete --force ends it")
+        return self.driver
+
+    @property
+    def alive(self) -> bool:
+        """Whether its own task waits for its end."""
+        return self._tasks is not None and not self.settled.is_set()
+
+    async def give_up(self) -> None:
+        """It was ended without its driver: settle that."""
+        self._ended.set()
+        with anyio.move_on_after(END_PATIENCE):
+            await self.settled.wait()
+
     def decide(self, event: Event) -> container.Step:
         """Return what ``event`` means now; refuses what does not fit."""
         return container.decide(self.record.status, event, self.record.id)
@@ -373,7 +398,7 @@ class Guest:
     async def start(self) -> None:
         """Boot the guest. A failure ends the container: an init that stays would leak in every engine."""
         self.decide(Event.START)
-        assert self.driver is not None
+        driver = self._drive()
         if self.console is not None:
             await self.console.opened()
             if self.record.terminal and self.console.one_way:
@@ -383,11 +408,11 @@ class Guest:
         self.record.started, self.started_at = time.time(), time.monotonic()
         self._store.save(msgspec.structs.replace(self.record, status=Status.RUNNING))
         try:
-            await self.driver.start()
+            await driver.start()
         except BaseException as exc:
             self.record.killed_by = self.record.killed_by or 9
             reason = self._failure()
-            self.driver.destroy()
+            driver.destroy()
             with anyio.move_on_after(END_PATIENCE, shield=True):
                 await self.settled.wait()
             if isinstance(exc, BackendError) and reason:
@@ -399,26 +424,20 @@ class Guest:
         self.note("start")
 
     def _failure(self) -> str:
-        try:
-            with open(os.path.join(self.directory, "vmm.log"), errors="replace") as file:
-                lines = file.read(65536).strip().splitlines()
-        except OSError:
-            return ""
+        lines = stub.vmm_log(self.directory).strip().splitlines()
         return lines[-1] if lines else ""
 
     async def pause(self) -> None:
         """Make the guest stand still."""
         step = self.decide(Event.PAUSE)
-        assert self.driver is not None
-        await self.driver.suspend()
+        await self._drive().suspend()
         self._take(step)
         self.note("pause")
 
     async def resume(self) -> None:
         """Let the guest go on."""
         step = self.decide(Event.RESUME)
-        assert self.driver is not None
-        await self.driver.resume()
+        await self._drive().resume()
         self._take(step)
         self.note("resume")
 
@@ -430,6 +449,11 @@ class Guest:
     async def signal(self, number: int) -> None:
         """Act on a signal as ``runphi_async.signals`` says."""
         what = meaning(number)
+        if self.last_resort is not None and what in (Meaning.KILL, Meaning.STOP):
+            self.decide(Event.KILL)
+            self.record.killed_by = number
+            await self.last_resort()
+            return
         if what is Meaning.KILL:
             self.decide(Event.KILL)
             self._destroy(number)
@@ -444,21 +468,24 @@ class Guest:
         elif what is Meaning.STOP and self.record.status is Status.CREATED:
             self._destroy(number)
         elif Action.DELIVER in step.actions and what in (Meaning.STOP, Meaning.PASS):
-            assert self.driver is not None
+            driver = self._drive()
             assert self._tasks is not None
             self.note("signal", number=number)
-            await self._stopping.deliver(self.driver, self._tasks, number, what)
+            await self._stopping.deliver(driver, self._tasks, number, what)
 
     def _destroy(self, number: int) -> None:
         if self._ended.is_set():
             raise StateError("container not running")
-        assert self.driver is not None
+        driver = self._drive()
         self.record.killed_by = number
         self.save()
-        self.driver.destroy()
+        driver.destroy()
 
     async def end(self) -> None:
         """Destroy the guest if it lives and wait, within bounds, until its end is settled."""
+        if self.last_resort is not None:
+            await self.last_resort()
+            return
         if self.driver is not None and not self._ended.is_set() and not self.settled.is_set():
             self.record.killed_by = self.record.killed_by or 9
             self.driver.destroy()

@@ -5,7 +5,8 @@ The planner of a partition gets its inmate, kernel and ramdisk through :func:`re
 through :func:`read`. The kernel walks the path with the root filesystem as its root, so no link and no ".."
 leads out; only regular files are given, because opening a FIFO or a device would block or act.
 
-The path :func:`resolve` returns holds as long as nobody changes the image: use it before the guest runs.
+Another guest that shares the image may change what the path that :func:`resolve` returns stands for, so a file is
+opened by :func:`opened_again`, once, and what is done with it is done with that descriptor.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from runphi_async import syscalls
+from runphi_async import regular, syscalls
 from runphi_async.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: openat2: paths are absolute here. Source: fcntl.h
+AT_FDCWD: Final = -100
 #: tries of a walk the kernel gave up because something was renamed meanwhile
 _TRIES: Final = 16
 
@@ -54,7 +57,7 @@ def read(rootfs: str, path: str, limit: int) -> bytes | None:
     :param limit: the most bytes the file may have.
     """
     try:
-        with _opened(rootfs, path) as descriptor, open(f"/proc/self/fd/{descriptor}", "rb") as file:
+        with _opened(rootfs, path) as descriptor, open(regular.reopened(descriptor, path), "rb") as file:
             data = file.read(limit + 1)
     except SpecError as exc:
         if getattr(exc.__cause__, "errno", None) in (errno.ENOENT, errno.ENOTDIR):
@@ -65,6 +68,19 @@ def read(rootfs: str, path: str, limit: int) -> bytes | None:
     if len(data) > limit:
         raise SpecError(f"cannot read {path!r} of the image in {rootfs}: larger than {limit} bytes")
     return data
+
+
+def opened_again(path: str) -> int:
+    """Open a file for reading by a path that `resolve` returned: neither a link nor anything else is in its place now.
+
+    :raises OSError: it cannot be opened, or is no regular file any more.
+    """
+    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    name = syscalls.openat2(AT_FDCWD, path, os.O_PATH, resolve)
+    try:
+        return regular.reopened(name, path)
+    finally:
+        os.close(name)
 
 
 @contextlib.contextmanager

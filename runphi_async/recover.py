@@ -7,8 +7,10 @@ does not confirm (pid and start time, pidfd).
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -17,20 +19,19 @@ import msgspec
 from backends import detect
 from backends.base import Accounting
 from consoles import shmfiles
-from runphi_async import stub
+from runphi_async import digits, regular, stub
 from runphi_async.cgroup import Cgroup, hierarchies
 from runphi_async.console import Console, take_back
 from runphi_async.consolelogs import plans
 from runphi_async.container import Status
-from runphi_async.errors import CgroupError, RunphiError
+from runphi_async.errors import CgroupError, RunphiError, StateError
 from runphi_async.guest import Guest
 from runphi_async.partition.ledger import FILE, Ledger
 from runphi_async.processes import Process
-from runphi_async.store import boot_id
+from runphi_async.store import Record, boot_id
 
 if TYPE_CHECKING:
     from backends.base import Backend, Driver
-    from runphi_async.store import Record
     from runphi_async.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,25 @@ LEDGERED: Final = "jailhouse"
 async def all_guests(supervisor: Supervisor) -> None:
     """Bring every record back to life, or to its end; one bad record hides no other."""
     run_dir = supervisor.store.run_dir
-    for name in await anyio.to_thread.run_sync(shmfiles.sweep, run_dir, supervisor.store.names()):
-        log.warning("removed /dev/shm/%s, which was left over", name)
+    try:
+        for name in await anyio.to_thread.run_sync(shmfiles.sweep, run_dir, supervisor.store.names()):
+            log.warning("removed /dev/shm/%s, which was left over", name)
+    except OSError as exc:
+        log.error("cannot sweep /dev/shm: %s", exc)
     for name in supervisor.store.names():
+        # Whatever it is: the next supervisor would end of it, too, and with it every verb of every container.
         try:
             await _one(supervisor, name)
         except (RunphiError, OSError, msgspec.MsgspecError) as exc:
             log.error("%s: cannot recover: %s", name, exc)
-    await _look_over(supervisor)
+            _keep_sick(supervisor, name, str(exc))
+        except Exception as exc:
+            log.exception("%s: cannot recover", name)
+            _keep_sick(supervisor, name, str(exc))
+    try:
+        await _look_over(supervisor)
+    except Exception:
+        log.exception("ledger: cannot compare it with the hypervisor")
 
 
 async def _look_over(supervisor: Supervisor) -> None:
@@ -74,7 +86,7 @@ async def _look_over(supervisor: Supervisor) -> None:
 
 async def _one(supervisor: Supervisor, name: str) -> None:
     store = supervisor.store
-    record = store.load(name)
+    record = await _record(supervisor, name)
     if record is None:
         log.warning("%s: removing a record that was never finished", name)
         shmfiles.unlink(store.directory(name))
@@ -95,12 +107,115 @@ async def _one(supervisor: Supervisor, name: str) -> None:
     log.info("%s: adopted, %s", name, record.status)
 
 
+async def _record(supervisor: Supervisor, name: str) -> Record | None:
+    """Return a record; one that is damaged is put together from what is left of it."""
+    store = supervisor.store
+    try:
+        return store.load(name)
+    except StateError as exc:
+        log.error("%s: %s", name, exc)
+    record = store.load_made(name)
+    process = _confirmed(store.directory(name), "pidfile")
+    if record is None:
+        record = _unknown(store.directory(name), name)
+        record.log_dir = os.path.join(supervisor.config.log.dir, name)
+        for held in (process, _confirmed(store.directory(name), stub.VMM_PID)):
+            if held is not None:  # nobody could ever drive it
+                record.cgroup = record.cgroup or _cgroup_of(held.pid, record.id)
+                held.send(9)
+                held.close()
+        return record
+    record.status = Status.CREATED
+    if process is not None:
+        record.pid, record.pid_start = process.pid, process.started
+        record.status, record.booted = Status.RUNNING, True  # if it was not started, the guest itself will tell
+        process.close()
+    store.save(record)
+    return record
+
+
+def _confirmed(directory: str, file: str) -> Process | None:
+    """Return the process whose number is in a file of the record, if the kernel says that it works in the record."""
+    try:
+        pid = digits.whole(regular.read(os.path.join(directory, file), 64, links=False).strip(), digits.PID_MAX)
+        process = Process(pid) if pid else None
+    except (OSError, RunphiError):
+        return None
+    if process is None:
+        return None
+    try:
+        if os.path.samestat(os.stat(f"/proc/{process.pid}/cwd"), os.stat(directory)):
+            return process
+    except OSError:
+        pass
+    process.close()
+    return None
+
+
+def _cgroup_of(pid: int, container_id: str) -> str:
+    """Return the cgroup a process is in, "" unless it is named after the container: else it is the engine's own."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            paths = {line.rstrip("\n").split(":", 2)[2] for line in file}
+    except OSError:
+        return ""
+    return next((path for path in sorted(paths) if container_id in os.path.basename(path)), "")
+
+
+def _unknown(directory: str, name: str) -> Record:
+    """Return the record of a container of which nothing can be read: it has ended, and can be deleted."""
+    bundle = _target(os.path.join(directory, "bundle"))
+    return Record(
+        id=name.partition("@")[0],
+        name=name,
+        root="",
+        bundle=bundle or directory,
+        rootfs=_target(os.path.join(directory, "rootfs")),
+        backend="",
+        status=Status.STOPPED,
+        created=os.stat(directory).st_mtime,
+        boot_id="",
+        exit_code=128 + 9,
+        reason="its record cannot be read any more",
+        finished=time.time(),
+    )
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def _keep_sick(supervisor: Supervisor, name: str, problem: str) -> None:
+    """Let verbs find a container that could not be taken over: it can be killed and deleted."""
+    guest = supervisor.guests.get(name)
+    if guest is None or guest.settled.is_set():
+        return
+    guest.sick = problem
+    guest.last_resort = functools.partial(_give_up, supervisor, guest)
+    guest.note("sick", problem=problem)
+
+
+async def _give_up(supervisor: Supervisor, guest: Guest) -> None:
+    """End a guest that could not be taken over, by whatever way is left."""
+    guest.last_resort = None
+    process = _living_stub(guest.record)
+    await anyio.to_thread.run_sync(_kill_group, guest.record)
+    if guest.alive:  # it was taken over far enough to come to an end of its own
+        await _bury_machine(supervisor, guest)
+        await guest.give_up()
+    else:
+        await _bury(supervisor, guest, process)
+
+
 def _living_stub(record: Record) -> Process | None:
     if record.boot_id != boot_id() or record.pid <= 0:
         return None
     try:
         return Process(record.pid, record.pid_start)
-    except ProcessLookupError:
+    except (OSError, OverflowError):  # gone, or no number of a process
         return None
 
 
@@ -133,8 +248,8 @@ async def _bury_machine(supervisor: Supervisor, guest: Guest) -> None:
         return
     try:
         await (await _backend(supervisor, record)).recall(record.plan, guest.directory).bury()
-    except (RunphiError, OSError, msgspec.MsgspecError) as exc:
-        log.error("%s: cannot end its guest: %s", record.name, exc)
+    except Exception as exc:
+        log.error("%s: cannot end its guest: %r", record.name, exc)
 
 
 async def _release(supervisor: Supervisor, guest: Guest) -> None:
@@ -144,8 +259,8 @@ async def _release(supervisor: Supervisor, guest: Guest) -> None:
         return
     try:
         await (await _backend(supervisor, record)).recall(record.plan, guest.directory).release()
-    except (RunphiError, OSError, msgspec.MsgspecError) as exc:
-        log.warning("%s: %s", record.name, exc)
+    except Exception as exc:
+        log.warning("%s: cannot let go of what it had: %r", record.name, exc)
 
 
 def _kill_group(record: Record) -> None:
@@ -194,6 +309,9 @@ async def _find_status(guest: Guest, driver: Driver) -> None:
     except RunphiError as exc:
         # A full console of an aarch64 guest stops its QEMU from answering: the guest is there all the same.
         log.warning("%s: adopted without an answer: %s", record.name, exc)
+        return
+    except Exception:
+        log.exception("%s: adopted without an answer", record.name)
         return
     if started and record.status is Status.CREATED:
         record.status = Status.RUNNING

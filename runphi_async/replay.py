@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from consoles import logreader, screen
-from runphi_async import wire
+from runphi_async import digits, wire
 from runphi_async.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ TRIES: Final = 5
 NONE: Final = "none"
 SCREEN: Final = "screen"
 ALL: Final = "all"
+#: Most lines that can be asked for.
+LINES_MAX: Final = 999_999_999
 
 
 def check(wanted: str | None) -> None:
@@ -39,10 +41,10 @@ def check(wanted: str | None) -> None:
     :raises UsageError: it makes no sense.
     :raises UnsupportedError: the terminal model is not installed.
     """
-    if wanted is None or wanted in (NONE, ALL) or (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
+    if wanted is None or wanted in (NONE, ALL) or digits.whole(wanted, LINES_MAX) is not None:
         return
     if wanted != SCREEN:
-        raise UsageError(f"--replay wants none, screen, a number of lines or all, not {wanted!r}")
+        raise UsageError(f"--replay wants none, screen, a number of lines or all, not {wanted!r:.80}")
     if not screen.available():
         raise UnsupportedError(
             "cannot show the last screen: the terminal model is not installed",
@@ -58,8 +60,9 @@ async def begin(call: Call, hub: Hub, log_dir: str, wanted: str, size: Size | No
         return await _screen(call, hub, size)
     if wanted == ALL:
         return await _older(call, hub, log_dir, None)
-    start, missing = lines_back(hub.journal, int(wanted))
-    return await _older(call, hub, log_dir, int(wanted)) if missing else start
+    lines = digits.whole(wanted, LINES_MAX) or 0
+    start, missing = lines_back(hub.journal, lines)
+    return await _older(call, hub, log_dir, lines) if missing else start
 
 
 def lines_back(journal: Journal, lines: int) -> tuple[int, bool]:

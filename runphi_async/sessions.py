@@ -18,7 +18,7 @@ import anyio
 
 from consoles import terminal
 from consoles.people import Change, People, Role, Wish
-from runphi_async import wire
+from runphi_async import digits, wire
 
 if TYPE_CHECKING:
     import asyncio
@@ -239,11 +239,9 @@ class Sessions:
 
 def read_size(payload: bytes) -> terminal.Size | None:
     """Return the size in a RESIZE frame, None when it makes no sense."""
-    words = payload.split(b" ")
-    if len(words) != 2 or len(payload) > 15 or not all(word.isdigit() for word in words):
-        return None
-    rows, cols = (min(int(word), _SIZE_MAX) for word in words)
-    return terminal.Size(rows, cols)
+    sizes = [digits.whole(word) for word in payload.split(b" ")]
+    rows, cols = sizes if len(sizes) == 2 else (None, None)
+    return None if rows is None or cols is None else terminal.Size(min(rows, _SIZE_MAX), min(cols, _SIZE_MAX))
 
 
 @contextmanager

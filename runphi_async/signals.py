@@ -11,6 +11,7 @@ import signal
 from enum import StrEnum
 from typing import Final
 
+from runphi_async import digits
 from runphi_async.errors import UsageError
 
 
@@ -41,7 +42,8 @@ _MEANINGS: Final = {
     signal.SIGSTOP: Meaning.PAUSE,
     signal.SIGCONT: Meaning.RESUME,
 }
-_LAST: Final = 64
+#: the highest signal there is
+LAST: Final = 64
 _REALTIME: Final = frozenset(map(str, range(31)))
 
 
@@ -55,8 +57,9 @@ def parse(text: str) -> int:
 
     :raises UsageError: there is no such signal.
     """
-    if text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= _LAST:
-        return int(text)
+    number = digits.whole(text, LAST)
+    if number is not None:
+        return number
     name = text.upper()
     name = name if name.startswith("SIG") else "SIG" + name
     if name.startswith("SIGRTMIN+") and name[9:] in _REALTIME:

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from runphi_async import regular
 from runphi_async.container import Status
 from runphi_async.errors import NotFoundError, SpecError, StateError
 from runphi_async.logplan import LogPlan
@@ -22,6 +23,12 @@ from runphi_async.partition.channels import Channel
 
 #: Longest id: a directory name, with room for the ``@2`` of a second root.
 ID_MAX: Final = 200
+#: What the supervisor must know again, in the record; and the most bytes of it.
+STATE: Final = "state.json"
+STATE_MAX: Final = 4 << 20
+#: The same as it was when the container was made.
+MADE: Final = "made.json"
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Same set as runc's.
 _ID: Final = re.compile(r"[\w+.,-]+", re.ASCII)
 #: Beginnings of the names of the run and log directories' own files: no record may stand in their way.
@@ -143,7 +150,7 @@ class Store:
             target = os.readlink(link)
         except OSError:
             return False
-        if not target.startswith(self.run_dir + "/") or os.path.exists(os.path.join(target, "state.json")):
+        if not target.startswith(self.run_dir + "/") or os.path.exists(os.path.join(target, STATE)):
             return False
         temporary = os.path.join(os.path.dirname(link), f".runphi.{os.getpid()}.new")  # an id may have 200 characters
         os.symlink(self.directory(name), temporary)
@@ -170,16 +177,38 @@ class Store:
 
     def save(self, record: Record) -> None:
         """Write a record's state.json: complete or not at all."""
-        path = os.path.join(self.directory(record.name), "state.json")
+        path = os.path.join(self.directory(record.name), STATE)
         write_atomically(path, _encoder.encode(record))
 
+    def save_made(self, record: Record) -> None:
+        """Write down what will not change of a container, for the day on which state.json cannot be read."""
+        write_atomically(os.path.join(self.directory(record.name), MADE), _encoder.encode(record))
+
     def load(self, name: str) -> Record | None:
-        """Read a record; None when it has none that can be read (create was interrupted)."""
+        """Read a record; None when there is none: create was interrupted.
+
+        :raises StateError: there is one, and it is damaged.
+        """
+        return self._read(name, STATE)
+
+    def load_made(self, name: str) -> Record | None:
+        """Read what was written down when the container was made; None when that cannot be had either."""
         try:
-            with open(os.path.join(self.directory(name), "state.json"), "rb") as file:
-                return _decoder.decode(file.read())
-        except (OSError, msgspec.MsgspecError):
+            return self._read(name, MADE)
+        except StateError:
             return None
+
+    def _read(self, name: str, file: str) -> Record | None:
+        try:
+            data = regular.read(os.path.join(self.directory(name), file), STATE_MAX, links=False)
+            record = _decoder.decode(data)
+            _check(record, name)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, ValueError, SpecError) as exc:
+            # a ValueError: msgspec's of a text that is no UTF-8
+            raise StateError(f"cannot read {file} of the record {name}: {exc}") from exc
+        return record
 
     def remove(self, name: str, root: str | None, container_id: str) -> None:
         """Forget a record: first the engine's view of it, then the directory."""
@@ -199,10 +228,26 @@ class Store:
         shutil.rmtree(grave, ignore_errors=True)
 
 
+def _check(record: Record, name: str) -> None:
+    """Refuse a record that would lead to something else than its own: what it names is removed, and killed."""
+    check_id(record.id)
+    if record.name != name:
+        raise ValueError(f"it is of {record.name!r}")
+    if record.cgroup and not os.path.normpath(record.cgroup).strip("/"):
+        raise ValueError("its cgroup is everybody's")
+    for path in (record.root, record.bundle):
+        if not os.path.isabs(path) or "\0" in path:
+            raise ValueError(f"{path!r} is no directory")
+
+
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write a file so that a reader sees the old or the new content, never a part."""
     temporary = f"{path}.{os.getpid()}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        fd = os.open(temporary, _NEW, mode)
+    except FileExistsError:  # of a dead process that had our pid, or put there to be written to
+        os.unlink(temporary)
+        fd = os.open(temporary, _NEW, mode)
     try:
         try:
             while data:  # a disk that gets full says so with the next write only

@@ -12,7 +12,7 @@ import os
 from enum import IntEnum
 from typing import Final
 
-from runphi_async import syscalls
+from runphi_async import digits, regular, syscalls
 
 
 class Fd(IntEnum):
@@ -45,6 +45,10 @@ VMM_STATUS: Final = "vmm.status"
 VMM_LOG: Final = "vmm.log"
 #: The FIFO behind ``Fd.EXIT``.
 EXIT_FIFO: Final = "exit"
+#: Bytes of its end that are looked at.
+_LOG_TAIL: Final = 2000
+#: A shell's ``$?`` is one byte.
+_STATUS_MAX: Final = 255
 
 #: Word on the exit FIFO, in place of a code: start the second command, once.
 AGAIN: Final = "again"
@@ -52,7 +56,8 @@ AGAIN: Final = "again"
 _RUN: Final = (
     'run() { "$@" </dev/null 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&- >vmm.log 2>&1 & '
     # The shell would say "Killed" on the container's own stderr.
-    "echo $! >vmm.pid; echo >&7; wait $! 2>/dev/null; echo $? >vmm.status; echo >&7; }; "
+    # <> does not wait for a reader, should the VMM have put a FIFO there.
+    "echo $! >vmm.pid; echo >&7; wait $! 2>/dev/null; echo $? 1<>vmm.status; echo >&7; }; "
 )
 _ONE: Final = _RUN + 'run "$@"; '
 #: The arguments are the number of words of the first command, that command, and the second one. A function has
@@ -105,17 +110,21 @@ def take(pidfd: int, fd: int) -> int:
 
 def read_status(record_dir: str) -> int | None:
     """Return the VMM's exit status as the stub's shell saw it (128 + n for signal n), None while it runs."""
-    try:
-        with open(os.path.join(record_dir, VMM_STATUS)) as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return None
+    return _number(record_dir, VMM_STATUS, _STATUS_MAX)
 
 
 def read_pid(record_dir: str) -> int | None:
     """Return the VMM's pid, None before the stub started it."""
+    return _number(record_dir, VMM_PID, digits.PID_MAX)
+
+
+def vmm_log(record_dir: str) -> str:
+    """Return the end of what the VMM printed, where it says why it failed."""
+    return regular.tail(os.path.join(record_dir, VMM_LOG), _LOG_TAIL).decode("utf-8", "replace")
+
+
+def _number(record_dir: str, name: str, most: int) -> int | None:
     try:
-        with open(os.path.join(record_dir, VMM_PID)) as file:
-            return int(file.read())
-    except (OSError, ValueError):
+        return digits.whole(regular.read(os.path.join(record_dir, name), 64, links=False).strip(), most)
+    except OSError:
         return None

@@ -89,6 +89,8 @@ class Supervisor:
         guest = self.guests.get(self.store.find(container_id, root))
         if guest is None:
             raise NotFoundError("container does not exist")
+        if not guest.record.root:  # nothing of its record could be read: this is how it is called
+            guest.record.id, guest.record.root = container_id, root
         return guest
 
     def by_name(self, name: str, root: str | None) -> Guest:

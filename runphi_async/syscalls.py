@@ -20,6 +20,8 @@ _SYS_PIDFD_GETFD: Final = 438
 
 #: openat2: refuse to follow links such as /proc/self/fd/N
 RESOLVE_NO_MAGICLINKS: Final = 0x02
+#: openat2: refuse every symbolic link
+RESOLVE_NO_SYMLINKS: Final = 0x04
 #: openat2: the directory is the root of every path, link and ".." of the walk
 RESOLVE_IN_ROOT: Final = 0x10
 

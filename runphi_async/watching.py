@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from consoles.rules import Match, Milestones, Rule, RuleError, State, Watch, compiled
+from runphi_async import regular
 from runphi_async.errors import SpecError
 from runphi_async.store import write_atomically
 
@@ -31,6 +32,8 @@ ANNOTATION: Final = "org.runphi.rule."
 READY: Final = "ready"
 #: file in the record
 NAME: Final = "rules.json"
+#: most bytes of it: each rule has a name and a number
+_STATE_MAX: Final = 4 << 20
 _decoder = msgspec.json.Decoder(State)
 
 
@@ -125,8 +128,7 @@ class Watching:
 
     def _recorded(self) -> State:
         try:
-            with open(self._path(), "rb") as file:
-                return _decoder.decode(file.read())
+            return _decoder.decode(regular.read(self._path(), _STATE_MAX, links=False))
         except (OSError, msgspec.MsgspecError):
             return State()
 

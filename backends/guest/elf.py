@@ -8,12 +8,12 @@ strangers: every offset is checked against the file's size and every count is bo
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from runphi_async import regular
 from runphi_async.errors import PlanError
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,8 @@ PT_NOTE: Final = 4
 PVH_OWNER: Final = b"Xen\0"
 PVH_TYPE: Final = 18
 MULTIBOOT_MAGIC: Final = 0x1BADB002
+#: magic, flags (modules aligned, memory told) and their checksum
+MULTIBOOT_HEADER: Final = struct.pack("<III", MULTIBOOT_MAGIC, 3, -(MULTIBOOT_MAGIC + 3) & 0xFFFFFFFF)
 #: multiboot 1 promises its header lies this near to the start
 MULTIBOOT_SEARCH: Final = 8192
 MAX_NOTE: Final = 64 * 1024
@@ -51,13 +53,19 @@ class Piece(NamedTuple):
     length: int
     offset: int
     filled: int
+    #: its virtual address and its permissions: a loader finds by them what an entry's virtual address means
+    virtual: int
+    flags: int
 
 
-class _Program(NamedTuple):
+class Program(NamedTuple):
     """What an ELF file's headers say."""
 
+    kind: int
     machine: int
+    flags: int
     bits: int
+    order: str
     entry: int
     pieces: tuple[Piece, ...]
     pvh: int | None
@@ -69,15 +77,11 @@ def inspect(path: str) -> ImageFacts:
     :raises PlanError: when it cannot be read or its header makes no sense.
     """
     try:
-        # NONBLOCK: a FIFO in a hostile image must not hang us
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = regular.opened(path)
     except OSError as exc:
         raise PlanError(f"cannot read image {path}: {exc.strerror}") from exc
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise PlanError(f"cannot read image {path}: not a regular file")
-        return parse(lambda offset, length: os.pread(fd, length, offset), status.st_size, path)
+        return parse(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size, path)
     except OSError as exc:
         raise PlanError(f"cannot read image {path}: {exc.strerror}") from exc
     finally:
@@ -124,26 +128,31 @@ def pieces(read: Read, size: int, name: str) -> tuple[Piece, ...]:
         head = read(0, MULTIBOOT_SEARCH)
         if head[:4] != b"\x7fELF":
             raise ValueError("it is none any more")
-        return _program(head, read, size).pieces
+        return program(head, read, size).pieces
     except (ValueError, struct.error) as exc:
         raise PlanError(f"cannot load {name}: broken ELF image: {exc}") from None
 
 
 def _elf(head: bytes, read: Read, size: int, multiboot: bool) -> ImageFacts:
-    program = _program(head, read, size)
+    found = program(head, read, size)
     return ImageFacts(
         format=ImageFormat.ELF,
         size=size,
-        arch=MACHINES.get(program.machine, f"ELF machine {program.machine}"),
-        bits=program.bits,
-        entry=program.entry,
-        segments=tuple(Segment(piece.start, piece.start + piece.length) for piece in program.pieces),
-        pvh_entry=program.pvh,
+        arch=MACHINES.get(found.machine, f"ELF machine {found.machine}"),
+        bits=found.bits,
+        entry=found.entry,
+        segments=tuple(Segment(piece.start, piece.start + piece.length) for piece in found.pieces),
+        pvh_entry=found.pvh,
         multiboot=multiboot,
     )
 
 
-def _program(head: bytes, read: Read, size: int) -> _Program:
+def program(head: bytes, read: Read, size: int) -> Program:
+    """Read an ELF file's headers.
+
+    :param head: the first bytes of the file.
+    :raises ValueError: they make no sense; `struct.error` means the same.
+    """
     if len(head) < 52:
         raise ValueError("the header is cut off")
     if head[4] not in (1, 2) or head[5] not in (1, 2):
@@ -152,11 +161,12 @@ def _program(head: bytes, read: Read, size: int) -> _Program:
     order = "<" if head[5] == 1 else ">"
     if bits == 64 and len(head) < 64:
         raise ValueError("the header is cut off")
-    kind, machine = struct.unpack_from(order + "HH", head, 16)
-    if kind not in (2, 3):
-        raise ValueError(f"type {kind} is no executable")
+    file_kind, machine = struct.unpack_from(order + "HH", head, 16)
+    if file_kind not in (2, 3):
+        raise ValueError(f"type {file_kind} is no executable")
     word = "Q" if bits == 64 else "I"
     entry, table = struct.unpack_from(f"{order}{word}{word}", head, 24)
+    (flags,) = struct.unpack_from(order + "I", head, 48 if bits == 64 else 36)
     entry_size, count = struct.unpack_from(order + "HH", head, 54 if bits == 64 else 42)
     if count == 0:
         raise ValueError("there is nothing to load")
@@ -165,7 +175,8 @@ def _program(head: bytes, read: Read, size: int) -> _Program:
     pieces: list[Piece] = []
     pvh: int | None = None
     for at in range(table, table + count * entry_size, entry_size):
-        kind, offset, start, filled, length = _program_header(_exact(read, at, entry_size, size), order, bits)
+        kind, piece = _program_header(_exact(read, at, entry_size, size), order, bits)
+        start, length, offset, filled = piece[:4]
         if kind == PT_LOAD and length:
             if filled > length:
                 raise ValueError(f"segment at {start:#x} holds more than its size")
@@ -173,21 +184,21 @@ def _program(head: bytes, read: Read, size: int) -> _Program:
                 raise ValueError(f"segment at {start:#x} is cut off")
             if start + length >= 1 << 64:
                 raise ValueError(f"segment at {start:#x} wraps around")
-            pieces.append(Piece(start, length, offset, filled))
+            pieces.append(piece)
         elif kind == PT_NOTE and pvh is None:
             pvh = _pvh_entry(_exact(read, offset, min(filled, MAX_NOTE), size), order)
     if not pieces:
         raise ValueError("there is nothing to load")
-    return _Program(machine, bits, entry, tuple(pieces), pvh)
+    return Program(file_kind, machine, flags, bits, order, entry, tuple(pieces), pvh)
 
 
-def _program_header(data: bytes, order: str, bits: int) -> tuple[int, int, int, int, int]:
-    """Type, file offset, physical address, bytes in the file, bytes in memory."""
+def _program_header(data: bytes, order: str, bits: int) -> tuple[int, Piece]:
+    """Return an entry's type, and what it says of a part of the file."""
     if bits == 64:
-        kind, _, offset, _, start, filled, length = struct.unpack_from(order + "IIQQQQQ", data)
+        kind, flags, offset, virtual, start, filled, length = struct.unpack_from(order + "IIQQQQQ", data)
     else:
-        kind, offset, _, start, filled, length = struct.unpack_from(order + "IIIIII", data)
-    return kind, offset, start, filled, length
+        kind, offset, virtual, start, filled, length, flags = struct.unpack_from(order + "IIIIIII", data)
+    return kind, Piece(start, length, offset, filled, virtual, flags)
 
 
 def _pvh_entry(notes: bytes, order: str) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from runphi_async import namespaces, nic
+from runphi_async import namespaces, nic, regular
 from runphi_async.errors import BackendError
 from runphi_async.netlink import Netlink
 from runphi_async.nic import Tap
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from runphi_async.nic import Link
 
 FILE: Final = "net.json"
+#: most bytes of it
+_STATE_MAX: Final = 1 << 20
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
@@ -80,8 +82,7 @@ class Nics:
         if self._netns >= 0:
             return
         try:
-            with open(self._path, "rb") as file:
-                self._state = msgspec.json.decode(file.read(), type=State)
+            self._state = msgspec.json.decode(regular.read(self._path, _STATE_MAX, links=False), type=State)
         except (OSError, msgspec.MsgspecError):
             return  # it died before it had made anything
         where = self._state.netns or (f"/proc/{process}/ns/net" if process is not None else "")
@@ -159,7 +160,7 @@ def open_netns(path: str) -> int:
     :raises BackendError: there is none.
     """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return regular.opened(path)  # what a namespace is to stat(2); a FIFO there would make us wait
     except OSError as exc:
         raise BackendError(
             f"cannot join network namespace {path}: it cannot be opened",

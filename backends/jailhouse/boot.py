@@ -17,7 +17,7 @@ from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import Form, Load
 from runphi_async.errors import PlanError
 from runphi_async.partition import boot
-from runphi_async.partition.boot import ImageFormat
+from runphi_async.partition.image import ImageFormat
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import msgspec
 from backends.jailhouse.plan import Region
 from runphi_async.errors import PlanError
 from runphi_async.partition.board import Board, Template
-from runphi_async.partition.boot import ImageFacts
 from runphi_async.partition.claims import Claim, Held
+from runphi_async.partition.image import ImageFacts
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:

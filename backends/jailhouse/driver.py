@@ -29,6 +29,7 @@ from backends.jailhouse.marks import Marked, Said
 from backends.jailhouse.plan import CellPlan, Source
 from backends.jailhouse.shared import Presence
 from consoles.sources.link import Backoff
+from runphi_async import regular
 from runphi_async.errors import BackendError, UnsupportedError
 from runphi_async.partition import channels, ranges
 from runphi_async.partition.channels import Channel
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 PHASE: Final = "cell.phase"
 #: what a Linux cell's init said of its end
 SAID: Final = "cell.exit"
+#: most bytes of it
+SAID_MAX: Final = 1 << 16
 #: Seconds before the first and between later tries to stop a cell whose guest refuses.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
@@ -110,8 +113,7 @@ class CellDriver:
 
     def _read_phase(self) -> Phase:
         try:
-            with open(os.path.join(self._directory, PHASE)) as file:
-                return Phase(file.read().strip())
+            return Phase(regular.read(os.path.join(self._directory, PHASE), 64, links=False).decode().strip())
         except (OSError, ValueError):
             return Phase.NONE
 
@@ -124,9 +126,8 @@ class CellDriver:
 
     def _read_said(self) -> Said | None:
         try:
-            with open(os.path.join(self._directory, SAID)) as file:
-                return Said.read(file.read())
-        except OSError:
+            return Said.read(regular.read(os.path.join(self._directory, SAID), SAID_MAX, links=False).decode())
+        except (OSError, ValueError):
             return None
 
     # Section: making it

@@ -14,8 +14,8 @@ from backends.jailhouse import generator
 from backends.jailhouse.desk import Facts
 from runphi_async.partition import board as boards
 from runphi_async.partition import conf, drawing
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.claims import Held, Owner
+from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.partition.units import KIB, MIB
 

@@ -14,6 +14,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from backends.jailhouse.images import FLAT_MAX, copy
 from backends.jailhouse.plan import Form
 from backends.jailhouse.tool import Image
 from runphi_async.errors import BackendError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from backends.jailhouse.plan import CellPlan
 
+#: the image in the record: what the kernel opens is not the container's own file, which may change
+FILE: Final = "firmware.elf"
 #: longest name that is sure to have an end
 NAME_MAX: Final = 30
 
@@ -51,12 +54,14 @@ def link(cell: CellPlan, directory: str, firmware: str) -> list[Image]:
     made = []
     for load, rcpu in zip((load for load in cell.loads if load.form is Form.RPU), cell.rpus, strict=True):
         _check(load.source)
+        copied = os.path.join(directory, FILE)
+        copy(load.source, copied, FLAT_MAX)
         name = name_of(directory)
         path = os.path.join(firmware, name)
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # of an earlier life of this very record
-            os.symlink(os.path.realpath(load.source), path)
+            os.symlink(os.path.realpath(copied), path)
         except OSError as exc:
             raise BackendError(
                 f"cannot link {load.source} as {path}: {exc.strerror}",

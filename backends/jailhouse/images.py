@@ -8,15 +8,17 @@ looked at before the tool is called: a load that fails has stopped the cell alre
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from backends.guest import elf
+from backends.guest import elf, handed
 from backends.jailhouse import linuxfiles
 from backends.jailhouse.plan import Form
 from backends.jailhouse.tool import Image
 from runphi_async.errors import BackendError
+from runphi_async.partition.image import Handed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +50,22 @@ def images(loads: Sequence[Load], directory: str) -> list[Image]:
             _flatten(load, path)
         elif load.form in (Form.DTB, Form.ROOTFS):
             path = linuxfiles.path_of(load, directory)
+        elif not load.ours:
+            path = os.path.join(directory, f"image-{number}.bin")
+            copy(load.source, path, load.size or FLAT_MAX)
         _check_size(load, path)
         made.append(Image(load.address, path))
     return made
+
+
+def copy(source: str, path: str, limit: int) -> None:
+    """Copy a file of the image to a name of ours: the tool, or the kernel, opens it when a guest may have changed it.
+
+    :raises BackendError: it cannot be copied.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # of an earlier life of this cell
+    handed.hand_over([Handed(os.path.basename(path), source)], os.path.dirname(path), limit)
 
 
 def _check_size(load: Load, path: str) -> None:
@@ -76,12 +91,9 @@ def _flatten(load: Load, path: str) -> None:
     Memory is not cleared between two cells: a guest that trusts its .bss would find the last one's bytes there.
     """
     try:
-        # NONBLOCK: a FIFO in a hostile image must not hang us
-        source = os.open(load.source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        source = handed.opened(load.source)
         try:
             status = os.fstat(source)
-            if not stat.S_ISREG(status.st_mode):
-                raise BackendError(f"cannot load {load.source}: it is no regular file")
             flat = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 for piece in elf.pieces(lambda at, length: os.pread(source, length, at), status.st_size, load.source):

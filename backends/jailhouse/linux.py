@@ -105,9 +105,9 @@ def choose(spec: GuestSpec, facts: Facts, template: Template, memory: CellMemory
     at_kernel = round_up(at_dtb + dtb_size, KERNEL_ALIGN) + facts.text_offset
     size = _pages(facts, kernel)
     loads = [
-        Load(Form.RAW, str(facts.loader), 0, int(template.reset_ram) if ram.virt else LOADER_MAX),
+        Load(Form.RAW, str(facts.loader), 0, int(template.reset_ram) if ram.virt else LOADER_MAX, ours=True),
         Load(Form.TEXT, f"kernel={at_kernel:#x} dtb={at_dtb:#x}", PARAMS_OFFSET, PARAMS_MAX),
-        Load(Form.RAW, kernel, at_kernel, size),
+        Load(Form.RAW, kernel, at_kernel, size, ours=spec.kernel is None),
     ]
     end, unpacked = at_kernel + size, 0
     disk = _disk(spec, facts, conf)

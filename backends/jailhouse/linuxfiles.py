@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from typing import TYPE_CHECKING, Final
 
 from backends.guest import initrd, rootfs
 from backends.guest.fdt import MAX as TREE_MAX
 from backends.jailhouse import tree
 from backends.jailhouse.plan import Form
+from runphi_async import regular
 from runphi_async.errors import BackendError, TreeError
 
 if TYPE_CHECKING:
@@ -92,12 +92,7 @@ def _tree(cell: CellPlan, load: Load, directory: str, disk: tuple[int, int] | No
     # a tree that was made for the board lies in the record already
     source = os.path.join(directory, load.source)
     try:
-        # NONBLOCK: a FIFO in a hostile image must not hang us
-        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise BackendError(f"cannot load {load.source}: it is no regular file")
-            return tree.patched(file.read(TREE_MAX + 1), cell, disk)
+        return tree.patched(regular.read(source, TREE_MAX), cell, disk)
     except OSError as exc:
         raise BackendError(f"cannot load {load.source}: {exc.strerror}") from exc
     except TreeError as exc:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from consoles.sources.base import Breaks
+from runphi_async import digits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,8 @@ class Said(NamedTuple):
     def read(cls, line: str) -> Said | None:
         """Return what ``line`` made, None if it is no such line."""
         code, _, error = line.strip().partition(" ")
-        return cls(int(code) & 0xFF, error) if code.isdecimal() else None
+        number = digits.whole(code)
+        return cls(number & 0xFF, error) if number is not None else None
 
 
 class Filter:
@@ -94,8 +96,8 @@ class Filter:
         self.ready = True
         if key == "error":
             self._error = "".join(c if c.isprintable() else "?" for c in value)
-        elif key == "exit" and value.isdecimal():
-            return Said(int(value) & 0xFF, self._error)
+        elif key == "exit" and (number := digits.whole(value)) is not None:
+            return Said(number & 0xFF, self._error)
         return None
 
 

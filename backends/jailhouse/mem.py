@@ -17,8 +17,8 @@ from backends.jailhouse.plan import LOADABLE_RAM, RW, Flag, Region
 from runphi_async.errors import PlanError
 from runphi_async.partition import board as boards
 from runphi_async.partition import mem, ranges
-from runphi_async.partition.boot import ImageFormat
 from runphi_async.partition.claims import Claim, Kind, bits, holders, taken
+from runphi_async.partition.image import ImageFormat
 from runphi_async.partition.ranges import Range
 from runphi_async.partition.spec import GuestKind
 from runphi_async.partition.units import human, round_up

@@ -158,6 +158,8 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True):
     address: int = 0
     #: bytes kept for it
     size: int = 0
+    #: a file of the configuration, which the tool may open itself; one of the image is copied first
+    ours: bool = False
 
 
 class CellPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,11 +17,12 @@ from backends.guest import elf, fdt
 from backends.guest import rootfs as archive
 from backends.jailhouse import boot, generator
 from backends.jailhouse.desk import Facts
+from runphi_async import regular
 from runphi_async.errors import ConfigError, PlanError, TreeError
 from runphi_async.partition import board as boards
 from runphi_async.partition import iomem, ranges
-from runphi_async.partition.boot import ImageFormat
 from runphi_async.partition.claims import Seen, strangers
+from runphi_async.partition.image import ImageFormat
 from runphi_async.partition.ledger import FILE, Decision, Ledger
 from runphi_async.partition.spec import GuestKind
 from runphi_async.store import boot_id
@@ -173,9 +174,7 @@ def gather(
 def _check_tree(path: str) -> None:
     """Refuse a device tree that cannot be read before anything is made for it."""
     try:
-        # NONBLOCK: a FIFO in a hostile image must not hang us
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            fdt.parse(file.read(fdt.MAX + 1) or b"")
+        fdt.parse(regular.read(path, fdt.MAX))
     except OSError as exc:
         raise PlanError(f"cannot read the device tree {path}: {exc.strerror}") from exc
     except TreeError as exc:
@@ -192,7 +191,7 @@ def rootfs_size(rootfs: str, limit: int) -> int:
 
 def _text_offset(kernel: str) -> int:
     """Return what an arm64 kernel's header says at byte 8."""
-    with open(kernel, "rb") as file:
+    with open(regular.opened(kernel), "rb") as file:
         head = file.read(16)
     if len(head) < 16:
         raise PlanError(f"cannot boot {kernel}: its header is cut off")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from runphi_async import digits
 from runphi_async.partition import ranges
 from runphi_async.partition.claims import Seen
 
@@ -105,7 +106,7 @@ def look(directory: str, *, console: bool = True) -> View:
 
 def _listed(directory: str) -> Iterable[str]:
     try:
-        return [name for name in os.listdir(directory) if name.isdecimal()]
+        return [name for name in os.listdir(directory) if digits.whole(name) is not None]
     except FileNotFoundError:
         return []
 

@@ -21,17 +21,23 @@ from typing import TYPE_CHECKING, Final
 from backends.qemu.machine import VIRT_DTB_END, VIRT_LOAD_ADDRESS, VIRT_RAM_BASE, Machine, value
 from runphi_async.errors import PlanError
 from runphi_async.partition import mem
-from runphi_async.partition.boot import ImageFormat
+from runphi_async.partition.image import Handed, ImageFormat
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
-    from runphi_async.partition.boot import Boot, ImageFacts
+    from runphi_async.partition.boot import Boot
+    from runphi_async.partition.image import ImageFacts
     from runphi_async.partition.mem import Memory
     from runphi_async.partition.spec import GuestSpec
 
 MACHINE_ANNOTATION: Final = "org.runphi.machine"
 #: the RAM disk of a Linux guest in the record directory: ours plus the container's own settings
 GUEST_INITRD: Final = "initrd"
+#: names of the image's own files there; none has a character that QEMU takes for the end of a name
+IMAGE: Final = "image"
+RAMDISK: Final = "ramdisk"
+DTB: Final = "dtb"
+HANDED: Final = (IMAGE, RAMDISK, DTB)
 _LINUX_FORMATS: Final = {
     "x86_64": (ImageFormat.BZIMAGE, ImageFormat.ELF),
     "aarch64": (ImageFormat.ARM64_IMAGE, ImageFormat.GZIP),
@@ -162,29 +168,46 @@ def args(spec: GuestSpec, boot: Boot, chosen: Machine) -> list[str]:
         # half the time to the first instruction of the default, a SeaBIOS
         out += ["-bios", "qboot.rom"]
     out += _image(spec, boot)
-    ramdisk = GUEST_INITRD if spec.kind is GuestKind.LINUX else boot.ramdisk
-    if ramdisk is not None:
-        # QEMU splits the RAM disks of a multiboot image at commas
-        out += ["-initrd", value(ramdisk) if boot.facts.multiboot else ramdisk]
+    if spec.kind is GuestKind.LINUX:
+        out += ["-initrd", GUEST_INITRD]
+    elif boot.ramdisk is not None:
+        out += ["-initrd", RAMDISK]
     cmdline = _cmdline(spec, boot.arch)
     if cmdline:
         out += ["-append", cmdline]
     if spec.dtb is not None:
         if chosen is not Machine.VIRT:
             raise PlanError(f"cannot use device tree {spec.dtb}: an x86 machine takes none")
-        out += ["-dtb", spec.dtb]
+        out += ["-dtb", DTB]
     return out
 
 
+def handed(spec: GuestSpec, boot: Boot) -> tuple[Handed, ...]:
+    """The files of the image that QEMU is given; the configuration's own kernel it opens where that lies."""
+    files = []
+    if _of_the_image(spec):
+        files.append(Handed(IMAGE, boot.image, boot.facts, anew=True))
+    if boot.ramdisk is not None:
+        files.append(Handed(RAMDISK, boot.ramdisk))
+    if spec.dtb is not None:
+        files.append(Handed(DTB, spec.dtb))
+    return tuple(files)
+
+
+def _of_the_image(spec: GuestSpec) -> bool:
+    return spec.kind is GuestKind.INMATE or spec.kernel is not None
+
+
 def _image(spec: GuestSpec, boot: Boot) -> list[str]:
+    image = IMAGE if _of_the_image(spec) else boot.image
     if boot.facts.format is ImageFormat.ELF or spec.load_address in (None, VIRT_LOAD_ADDRESS):
-        return ["-kernel", boot.image]
+        return ["-kernel", image]
     if boot.ramdisk or spec.cmdline or spec.dtb:
         raise PlanError(
             f"cannot load {boot.image} at {spec.load_address:#x} with RAM disk, command line or device tree",
             "leave the load address out: the image then starts at 0x40080000",
         )
-    where = f"loader,file={value(boot.image)},addr={spec.load_address:#x},force-raw=on,cpu-num=0"
+    where = f"loader,file={value(image)},addr={spec.load_address:#x},force-raw=on,cpu-num=0"
     return ["-device", where]
 
 

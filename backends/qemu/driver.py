@@ -15,7 +15,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.qemu import again, comm, exitcode, making, remains, runstate, virtiofs, words
+from backends.guest import handed
+from backends.qemu import again, comm, exitcode, making, runstate, virtiofs, words
+from backends.qemu.boot import HANDED
+from backends.qemu.dev import EXIT_FILE
 from backends.qemu.monitor import PATIENCE, Monitor
 from backends.qemu.remains import Remains
 from backends.qemu.runstate import Standing
@@ -24,7 +27,7 @@ from backends.qemu.taps import Taps
 from backends.qemu.watch import LOOK_PATIENCE, RunWatch
 from backends.qemu.wires import Wires
 from consoles import shmfiles
-from runphi_async import stub
+from runphi_async import regular, stub
 from runphi_async.config import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.partition import channels
@@ -101,6 +104,7 @@ class QemuDriver:
         """Make FIFOs, files, the QMP socket and the file server."""
         assert self._plan is not None
         making.write_files(self.directory, self._plan.files)
+        await asyncio.to_thread(handed.hand_over, self._plan.handed, self.directory, self._plan.memory_bytes)
         self.wires.make()
         await asyncio.to_thread(making.make_channels, self.directory, self._plan.channels)
         self._listener = self.monitor.listen()
@@ -148,6 +152,7 @@ class QemuDriver:
     def _on_word(self, word: str) -> None:
         if not word:
             self.remains.forget_clock()
+            self._forget_handed()  # there is no second try from here on
             self.watching.look()
         elif self.told is not None and word == "exit":
             self.told.done(self.heard.written)
@@ -285,6 +290,11 @@ class QemuDriver:
                     self._tell(line)
         await self._command("cont", Standing.RUNNING)
         self.hold_vmm()
+        if not self.memory.again or self.second:
+            await asyncio.to_thread(self._forget_handed)  # a QEMU that answers has loaded them
+
+    def _forget_handed(self) -> None:
+        handed.forget(self.directory, HANDED)
 
     async def _command(self, command: str, wish: Standing) -> None:
         before = self.watching.wish
@@ -412,13 +422,13 @@ class QemuDriver:
                 kind=self.memory.kind,
                 arch=self.memory.arch,
                 vmm_status=stub.read_status(self.directory),
-                guest_exit=self.remains.read(remains.GUEST_EXIT),
+                guest_exit=regular.tail(os.path.join(self.directory, EXIT_FILE), 1),
                 control_exit=self.heard.exit,
                 control_error=self.heard.error,
                 failure=self.remains.failure(),
                 qmp_events=self.heard.events,
                 oom_kills=evidence.oom_kills,
-                vmm_log_tail=self.remains.vmm_log().decode("utf-8", "replace"),
+                vmm_log_tail=stub.vmm_log(self.directory),
                 killed_by=evidence.killed_by,
                 started=evidence.booted,
             )

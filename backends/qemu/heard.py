@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from runphi_async import digits
+
 #: Words of a guest's init. Any of them says that the kernel has come as far; an older one does not say ``init``.
 _WORDS: Final = frozenset(("init", "ready", "error", "written", "exit", "echo"))
 _ERROR_MAX: Final = 400
@@ -45,12 +47,13 @@ class Heard:
     def word(self, line: bytes) -> str:
         """Hear a line of the guest's init; return its word when it is news, "" when it is not."""
         word, _, rest = line.decode("ascii", "replace").partition(" ")
+        number = digits.whole(rest)
         if word in _WORDS:
             self.reached = True
-        if word == "written" and rest.isdigit():
-            self.written = int(rest)
-        elif word == "exit" and rest.isdigit() and self.exit is None:
-            self.exit = int(rest) & 0xFF
+        if word == "written" and number is not None:
+            self.written = number
+        elif word == "exit" and number is not None and self.exit is None:
+            self.exit = number & 0xFF
         elif word == "error" and self.error is None:
             self.error = rest[:_ERROR_MAX]
         elif word == "echo":

@@ -114,6 +114,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> QemuPlan:
         pins=cpus.pins,
         argv=tuple(argv),
         files=guest_files(spec, facts, mounted, network),
+        handed=qemu_boot.handed(spec, booting),
         virtiofs=spec.rootfs if devices.share_rootfs else None,
         binds=mounted.binds,
         netns=spec.netns if network.macs else None,

@@ -11,7 +11,7 @@ import msgspec
 
 from backends.qemu import words
 from backends.qemu.runstate import Clock
-from runphi_async import stub
+from runphi_async import regular, stub
 from runphi_async.store import write_atomically
 
 #: Why we ended QEMU.
@@ -31,13 +31,9 @@ class Remains:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def read(self, name: str) -> bytes:
-        """Return a file's content, nothing when there is no such file."""
-        try:
-            with open(os.path.join(self._directory, name), "rb") as file:
-                return file.read(_READ_MAX)
-        except OSError:
-            return b""
+    def _read(self, name: str) -> bytes:
+        """Return a file's content, nothing when there is no such file or something else is in its place."""
+        return regular.tail(os.path.join(self._directory, name), _READ_MAX)
 
     def _write(self, name: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
@@ -45,7 +41,7 @@ class Remains:
 
     def vmm_log(self) -> bytes:
         """Return the end of what QEMU said."""
-        return self.read(stub.VMM_LOG)[-words.TAIL_BYTES :]
+        return self._read(stub.VMM_LOG)[-words.TAIL_BYTES :]
 
     def fail(self, reason: str) -> None:
         """Remember why QEMU is ended."""
@@ -53,7 +49,7 @@ class Remains:
 
     def failure(self) -> str | None:
         """Return why QEMU was ended, None when it was not."""
-        return self.read(FAILURE).decode("utf-8", "replace") or None
+        return self._read(FAILURE).decode("utf-8", "replace") or None
 
     def keep_clock(self, clock: Clock) -> None:
         """Remember for how long the guest's kernel has run."""
@@ -62,7 +58,7 @@ class Remains:
     def clock(self) -> Clock:
         """Return for how long it has run."""
         try:
-            return msgspec.json.decode(self.read(CLOCK), type=Clock)
+            return msgspec.json.decode(self._read(CLOCK), type=Clock)
         except msgspec.MsgspecError:
             return Clock()
 
@@ -78,4 +74,4 @@ class Remains:
 
     def kernel_lines(self) -> tuple[str, ...]:
         """Return its last lines, where they are known."""
-        return words.of_panic(self.read(KERNEL_LOG))
+        return words.of_panic(self._read(KERNEL_LOG))

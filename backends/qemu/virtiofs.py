@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import syscalls
+from runphi_async import digits, regular, syscalls
 from runphi_async.errors import BackendError
 from runphi_async.namespaces import apart
 from runphi_async.partition.spec import Bind
@@ -86,14 +86,12 @@ class Server:
     def _serve(self, share: str, rootfs: str, binds: Sequence[Bind], listener: int) -> subprocess.Popen[bytes]:
         """Put the share together and start the server; in a thread that ends with this."""
         put_together(share, rootfs, binds)
-        # virtiofsd takes a list at its commas
-        source = share.replace("\\", "\\\\").replace(",", "\\,")
         with open(os.path.join(self._directory, "fs.log"), "wb") as log:
             return subprocess.Popen(
                 [
                     self._program,
                     f"--fd={listener}",
-                    "-o", f"source={source},sandbox=namespace,cache=auto,xattr,modcaps=+sys_admin",
+                    "-o", f"source={escaped(share)},sandbox=namespace,cache=auto,xattr,modcaps=+sys_admin",
                 ],
                 pass_fds=(listener,), start_new_session=True, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -115,11 +113,16 @@ class Server:
 
     def _hold(self) -> Process | None:
         try:
-            with open(os.path.join(self._directory, PID_FILE)) as file:
-                pid, started = (int(word) for word in file.read().split())
-            return Process(pid, started)
+            words = regular.read(os.path.join(self._directory, PID_FILE), 128, links=False).split()
+            pid, started = (digits.whole(word) for word in words)
+            return Process(pid, started) if pid and started is not None else None
         except (OSError, ValueError):
             return None
+
+
+def escaped(value: str) -> str:
+    """Return the value of one of virtiofsd's options: libfuse takes the list apart at commas, and a backslash away."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def put_together(share: str, rootfs: str, binds: Sequence[Bind]) -> None:

@@ -22,6 +22,8 @@ _NAMES: Final = ("ev.in", "ev.out", "ctl.in", "ctl.out")
 #: Lines told to the guest's init before it could hear them: a second VMM has to be told them again.
 TOLD: Final = "ctl.told"
 _DRAIN: Final = 65536
+#: QEMU may have put a link or a FIFO in the place of such a file.
+_OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Wires:
@@ -59,7 +61,7 @@ class Wires:
     def listen(self, events_from: int = 0, control_from: int = 0) -> None:
         """Hear everything from these offsets of the channels' records on."""
         for channel, on_line, start in (("ev", self._event, events_from), ("ctl", self._word, control_from)):
-            record = os.open(f"{channel}.log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
+            record = os.open(f"{channel}.log", os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=self._dir_fd)
             self._channels.append(LineChannel(os.dup(self._fds[f"{channel}.out"]), record, on_line, start))
 
     def poll(self) -> None:
@@ -90,7 +92,7 @@ class Wires:
         if fd < 0:
             return
         if keep and not self.heard.reached:
-            kept = os.open(TOLD, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
+            kept = os.open(TOLD, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _OPEN, 0o600, dir_fd=self._dir_fd)
             with os.fdopen(kept, "ab") as file:
                 file.write(data)
         try:
@@ -101,7 +103,7 @@ class Wires:
     def told(self) -> bytes:
         """Return the lines that were told and kept."""
         try:
-            fd = os.open(TOLD, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir_fd)
+            fd = os.open(TOLD, os.O_RDONLY | _OPEN, dir_fd=self._dir_fd)
         except FileNotFoundError:
             return b""
         with os.fdopen(fd, "rb") as file:

@@ -28,7 +28,7 @@ from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
 from consoles import vchan
 from consoles.sources.base import SourceError
-from runphi_async import nic
+from runphi_async import nic, regular
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
@@ -44,6 +44,10 @@ DEVICE_MODELS: Final = ("/usr/libexec/xen-qemu-system-i386", "/usr/lib/xen-*/bin
 #: Where xl itself lies, and not the script that Debian puts before it.
 XL_PROGRAMS: Final = ("/usr/lib/xen-*/bin/xl", "/usr/sbin/xl", "/usr/local/sbin/xl")
 _INFO: Final = re.compile(r"^(\w+)\s*: ?(.*)$", re.MULTILINE)
+
+
+#: Largest file of which a guest gets a copy: hosts, hostname, resolv.conf.
+_COPY_MAX: Final = 1 << 20
 
 
 class XenBackend:
@@ -198,7 +202,7 @@ def _copies(spec: GuestSpec) -> dict[str, bytes]:
     found = {}
     for mount in filter(mounts.is_copied, spec.mounts):
         try:
-            found[mount.source] = Path(mount.source).read_bytes()
+            found[mount.source] = regular.read(mount.source, _COPY_MAX)
         except OSError as exc:
             raise PlanError(f"cannot mount {mount.source} at {mount.destination}: {exc.strerror}") from exc
     return found

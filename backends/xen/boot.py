@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.xen.machine import Type
 from runphi_async.errors import PlanError
-from runphi_async.partition.boot import ImageFormat
+from runphi_async.partition.image import Handed, ImageFormat
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MACHINE_ANNOTATION: Final = "org.runphi.machine"
 #: the RAM disk of a Linux guest in the record directory
 GUEST_INITRD: Final = "initrd"
+#: names of the image's own files there
+IMAGE: Final = "image"
+RAMDISK: Final = "ramdisk"
 _KERNEL_FORMATS: Final = (ImageFormat.ELF, ImageFormat.BZIMAGE)
 #: a panic ends the domain with the reason "crash"; xen_nopvspin would be for overcommitted hosts
 _CMDLINE: Final = {
@@ -90,14 +93,29 @@ def keys(spec: GuestSpec, boot: Boot, chosen: Type) -> dict[str, Value]:
         raise PlanError(
             f"cannot load {boot.image} at {spec.load_address:#x}: Xen takes ELF images, which say it themselves"
         )
-    out: dict[str, Value] = {"type": str(chosen), "kernel": boot.image}
-    if boot.ramdisk is not None:
-        out["ramdisk"] = boot.ramdisk
+    out: dict[str, Value] = {"type": str(chosen), "kernel": IMAGE if _of_the_image(spec) else boot.image}
     words = [_CMDLINE.get(spec.kind, ""), spec.cmdline or ""]
     cmdline = " ".join(word for word in words if word)
     if cmdline:
         out["extra"] = cmdline
     return out
+
+
+def handed(spec: GuestSpec, boot: Boot) -> tuple[Handed, ...]:
+    """The files of the image that xl is given; the configuration's own kernel it opens where that lies.
+
+    As they are: libxl reads notes and symbols of an ELF file that QEMU has no use for, and was written for strangers'.
+    """
+    files = []
+    if _of_the_image(spec):
+        files.append(Handed(IMAGE, boot.image, boot.facts))
+    if boot.ramdisk is not None:
+        files.append(Handed(RAMDISK, boot.ramdisk))
+    return tuple(files)
+
+
+def _of_the_image(spec: GuestSpec) -> bool:
+    return spec.kind is GuestKind.INMATE or spec.kernel is not None
 
 
 def explain(chosen: Type, facts: HostFacts) -> str:

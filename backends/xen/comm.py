@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from backends.xen import fields
 from backends.xen.dev import need_device_model
 from backends.xen.machine import wishes
 from consoles.vchan import NAME_MAX
@@ -78,6 +79,10 @@ def keys(channels: tuple[Channel, ...], directory: str) -> dict[str, Value]:
     """
     paths = {channel.name: f"{directory}/{channel.socket}" for channel in channels if channel.socket}
     for path in paths.values():
+        if not fields.PATH.fullmatch(path):
+            raise PlanError(
+                f"cannot make channel {path}: xl takes its path apart", "use no comma in the container's id"
+            )
         if len(path.encode()) >= _SOCKET_PATH_MAX:
             raise PlanError(f"cannot make channel {path}: a socket's path is shorter than {_SOCKET_PATH_MAX} bytes")
     sockets = tuple(f"connection=socket,name={name},path={path}" for name, path in paths.items())

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from backends.xen.machine import wish
+from runphi_async import digits
 from runphi_async.errors import PlanError
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _number(spec: GuestSpec, name: str, least: int, most: int) -> int | None:
     text = wish(spec, name)
     if text is None:
         return None
-    if not text.isdecimal() or not least <= int(text) <= most:
+    number = digits.whole(text, most)
+    if number is None or number < least:
         raise PlanError(f"cannot set {name} {text!r}: not a number from {least} to {most}")
-    return int(text)
+    return number

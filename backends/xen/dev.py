@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from backends.xen import fields
 from backends.xen.machine import allow, wishes
 from runphi_async.errors import PlanError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 #: the disk with the image's root filesystem, if it is one
 ROOT_DISK: Final = "xvda"
 _PCI: Final = re.compile(r"(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.IGNORECASE)
+#: a node of a device tree, whose names may hold commas
+_DTDEV: Final = re.compile(r"/[\w,.+@/-]{1,500}", re.ASCII)
 _IOMEM: Final = re.compile(r"[0-9a-f]+,[0-9a-f]+(?:@[0-9a-f]+)?", re.IGNORECASE)
 
 
@@ -26,19 +29,21 @@ def keys(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> dict[str, Val
     :raises PlanError: one is not allowed, or cannot work here.
     """
     out: dict[str, Value] = {}
-    disks = wishes(spec, "disk")
+    disks = [fields.disk(text) for text in wishes(spec, "disk")]
     for disk in disks:
-        allow("disk", disk_target(disk), config.devices)
-    shares = wishes(spec, "p9")
+        # a format other than raw names further files, in the disk itself: whoever may write there chooses them
+        prefix = "" if disk["format"] == "raw" else f"{disk['format']}:"
+        allow("disk", prefix + disk["target"], config.devices)
+    shares = [_named("directory", text, fields.P9, "path") for text in wishes(spec, "p9")]
     for share in shares:
-        allow("directory", _field(share, "path"), config.devices)
+        allow("directory", share["path"], config.devices)
     if shares:
         need_device_model("a directory by 9pfs", facts)
     for name, pattern in (
         ("pci", _PCI),
         ("iomem", _IOMEM),
-        ("irqs", re.compile(r"\d+")),
-        ("dtdev", re.compile(r"/.+")),
+        ("irqs", re.compile(r"[0-9]{1,5}")),
+        ("dtdev", _DTDEV),
     ):
         devices = wishes(spec, name)
         for device in devices:
@@ -47,21 +52,28 @@ def keys(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> dict[str, Val
             allow(name, device, config.devices)
         if devices:
             out[name] = devices
-    regions = wishes(spec, "static-shm")
+    regions = [_named("memory", text, fields.STATIC_SHM, "id") for text in wishes(spec, "static-shm")]
     for region in regions:
-        allow("static shared memory", _field(region, "id"), config.devices)
+        allow("static shared memory", region["id"], config.devices)
     if regions and not facts.static_shm:
         raise PlanError(
             "cannot share static memory: this version of xl has no static_shm, and would make the guest without it",
             "Xen has it on Arm only; use org.runphi.xen.channel, or a network of the guests' own",
         )
     if regions:
-        out["static_shm"] = regions
+        out["static_shm"] = tuple(map(fields.written, regions))
     if disks:
-        out["disk"] = disks
+        out["disk"] = tuple(map(fields.disk_written, disks))
     if shares:
-        out["p9"] = shares
+        out["p9"] = tuple(map(fields.written, shares))
     return out
+
+
+def _named(what: str, text: str, form: fields.Form, needed: str) -> dict[str, str]:
+    found = fields.parse(what, text, form)
+    if needed not in found:
+        raise PlanError(f"cannot understand {text!r}: it says no {needed}=")
+    return found
 
 
 def need_device_model(what: str, facts: HostFacts) -> None:
@@ -69,19 +81,3 @@ def need_device_model(what: str, facts: HostFacts) -> None:
     if facts.device_model is None:
         raise PlanError(f"cannot have {what}: Xen 4.17 needs a device model for it",
                         "apt-get install qemu-system-xen in dom0")  # fmt: skip
-
-
-def disk_target(disk: str) -> str:
-    """Return the file or device of an xl disk specification, in either of its two forms."""
-    for part in disk.split(","):
-        if part.startswith("target="):
-            return part.removeprefix("target=")
-    first = disk.split(",", 1)[0]
-    return first.split(":", 1)[1] if first.startswith(("phy:", "file:")) else first
-
-
-def _field(text: str, name: str) -> str:
-    for part in text.split(","):
-        if part.startswith(name + "="):
-            return part.removeprefix(name + "=")
-    raise PlanError(f"cannot understand {text!r}: it says no {name}=")

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
-from backends.guest import initrd, rootfs
+from backends.guest import handed, initrd, rootfs
 from backends.xen import plan as planning
-from backends.xen.boot import GUEST_INITRD
+from backends.xen.boot import GUEST_INITRD, IMAGE, RAMDISK
 from backends.xen.console import Bridge
 from backends.xen.exitcode import End, verdict
 from backends.xen.vifs import Vifs, status_path
@@ -29,7 +29,8 @@ from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
 from consoles import shmfiles, vchan
 from consoles.sources.fifo import open_fifo
-from runphi_async.errors import BackendError
+from runphi_async import digits, regular
+from runphi_async.errors import BackendError, StateError
 from runphi_async.partition.spec import GuestKind
 from runphi_async.store import Store, write_atomically
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATE: Final = "xen.json"
+#: Most bytes of that file.
+STATE_MAX: Final = 1 << 20
 #: Seconds until xenconsoled must have made a console; it takes milliseconds.
 CONSOLE_SECONDS: Final = 20.0
 #: Seconds between two looks at a domain when xenstored cannot tell of its end any more.
@@ -150,6 +153,7 @@ class XenDriver:
         if self._disk is not None and plan.rootfs is not None:
             size = await asyncio.to_thread(rootfs.measure, plan.rootfs)
             await rootfs.make_disk(self._disk, plan.rootfs, size)
+        await asyncio.to_thread(handed.hand_over, plan.handed, self._directory, plan.memory_bytes)
         if plan.initrd:
             await asyncio.to_thread(self._write_initrd, plan)
         config = planning.configuration(plan, self._directory, self._state.uuid, self._disk)
@@ -172,12 +176,14 @@ class XenDriver:
     def _forget_files(self) -> None:
         """Give up the names of what only the making needed.
 
-        Its RAM disk is in the domain's memory; its disk is held by a loop device, and freed with it whatever happens.
+        Kernel and RAM disk are in the domain's memory; its disk is held by a loop device, and freed with it whatever
+        happens.
         """
         for path in (os.path.join(self._directory, GUEST_INITRD), self._disk):
             if path is not None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+        handed.forget(self._directory, (IMAGE, RAMDISK))
 
     def inheritance(self) -> Inheritance:
         """Return the console's input FIFO, which keeps what was typed while no supervisor runs."""
@@ -347,10 +353,11 @@ class XenDriver:
 
     def _on_line(self, line: str) -> None:
         word, _, rest = line.partition(" ")
-        if word == "written" and rest.isdigit():
-            self._written = int(rest)
-        elif word == "exit" and rest.isdigit() and self._heard.control_exit is None:
-            self._heard = msgspec.structs.replace(self._heard, control_exit=int(rest) & 0xFF)
+        number = digits.whole(rest)
+        if word == "written" and number is not None:
+            self._written = number
+        elif word == "exit" and number is not None and self._heard.control_exit is None:
+            self._heard = msgspec.structs.replace(self._heard, control_exit=number & 0xFF)
             if self._told is not None:
                 self._told.done(self._written)
         elif word == "error" and self._heard.control_error is None:
@@ -485,7 +492,10 @@ class XenDriver:
     def _take_up(self, vifs: Vifs) -> None:
         """Find the namespace again: where it was made for the container, the init process is in it."""
         run_dir, name = os.path.split(self._directory)
-        record = Store(run_dir).load(name)
+        try:
+            record = Store(run_dir).load(name)
+        except StateError:
+            record = None
         vifs.take_up(record.pid if record is not None else None)
 
     @staticmethod
@@ -518,7 +528,6 @@ class XenDriver:
 
     def _load(self) -> State:
         try:
-            with open(os.path.join(self._directory, STATE), "rb") as file:
-                return _states.decode(file.read())
+            return _states.decode(regular.read(os.path.join(self._directory, STATE), STATE_MAX, links=False))
         except (OSError, msgspec.MsgspecError):
             return State()

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backends.base import Finding, Level
+from runphi_async import digits
 from runphi_async.partition.units import MIB, human
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def runs_xen(path: str = "/sys/hypervisor/type") -> bool:
 def find_daemon(name: str, proc: str = "/proc") -> Daemon | None:
     """Return the first process of that name (blocks)."""
     for entry in os.listdir(proc):
-        if not entry.isdecimal():
+        if digits.whole(entry) is None:
             continue
         try:
             with open(f"{proc}/{entry}/comm") as file:

@@ -7,6 +7,7 @@ Annotations ``org.runphi.xen.NAME`` are this backend's own; ``WISHES`` lists the
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -14,7 +15,7 @@ import msgspec
 
 from runphi_async.errors import PlanError
 from runphi_async.nic import Link
-from runphi_async.partition.boot import ImageFacts
+from runphi_async.partition.image import ImageFacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,6 +150,8 @@ def allow(what: str, device: str, allowed: Sequence[str]) -> None:
 
     :raises PlanError: naming the key to set.
     """
+    if device.startswith("/") and os.path.normpath(device) != device:  # ".." would lead out of what is allowed
+        raise PlanError(f"cannot use {what} {device}: it is not the plain name of a path")
     for entry in allowed:
         if device == entry or (entry.startswith("/") and device.startswith(entry.rstrip("/") + "/")):
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from backends.xen import fields
 from backends.xen.machine import wishes
 from runphi_async.errors import PlanError
 from runphi_async.partition import net
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from backends.xen.xlcfg import Value
     from runphi_async.partition.spec import GuestSpec
 
-#: What a container may say of its card; a script would run in dom0 as root.
-_FIELDS: Final = ("bridge", "mac", "ip", "type", "model", "rate")
 #: there when dom0's kernel can make the back ends of cards
 _BACK_ENDS: Final = "/sys/bus/xen-backend/drivers/vif"
 #: xl wants to run a hotplug script; ours has nothing to do, see ``vifs.py``
@@ -50,15 +49,14 @@ def keys(spec: GuestSpec, bridges: Sequence[str], network: Network) -> dict[str,
 
     :raises PlanError: the bridge is not allowed, or the specification says more than it may.
     """
-    cards = wishes(spec, "vif")
+    cards = [fields.parse("network device", text, fields.VIF) for text in wishes(spec, "vif")]
     for card in cards:
-        fields = dict(part.partition("=")[::2] for part in card.split(","))
-        for field in fields:
-            if field not in _FIELDS:
-                raise PlanError(f"cannot use network device {card!r}: {field} is not one of {', '.join(_FIELDS)}")
-        if fields.get("bridge") not in bridges:
+        if card.get("bridge") not in bridges:
             raise PlanError(
-                f"cannot use network device {card!r}: the configuration allows no such bridge",
+                f"cannot use network device {fields.written(card)!r}: the configuration allows no such bridge",
                 "add it to bridges under [xen]",
             )
-    return {"vif": cards or tuple(f"mac={mac},type=vif,script={_SCRIPT}" for mac in network.macs)}
+    return {
+        "vif": tuple(map(fields.written, cards))
+        or tuple(f"mac={mac},type=vif,script={_SCRIPT}" for mac in network.macs)
+    }

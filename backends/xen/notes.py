@@ -6,6 +6,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from runphi_async import regular
+
 #: Owner and types of the notes a 64-bit PV kernel must have. Source: xen/include/public/elfnote.h.
 _OWNER: Final = b"Xen\0"
 _ENTRY: Final = 1
@@ -20,7 +22,7 @@ def is_pv_kernel(path: str) -> bool:
 
     A bzImage hides them in its compressed part; every Debian kernel has them.
     """
-    with open(path, "rb") as file:
+    with open(regular.opened(path), "rb") as file:
         head = file.read(64)
         if head[:4] != b"\x7fELF":
             return True

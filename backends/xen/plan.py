@@ -110,6 +110,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig, *, pv_note: bool
         macs=network.macs,
         channels=(*spec.channels, *extra),
         console=spec.console,
+        handed=xen_boot.handed(spec, booting),
         initrd=own_initrd,
         explain=(
             *booting.explain,
@@ -154,6 +155,8 @@ def configuration(plan: XenPlan, directory: str, uuid: str, disk: str | None = N
     """
     own: dict[str, Value] = {"name": domain_name(plan.id, uuid), "uuid": uuid}
     entries: dict[str, Value] = {**own, **plan.keys, **xen_comm.keys(plan.channels, directory)}
+    for file in plan.handed:
+        entries["kernel" if file.name == xen_boot.IMAGE else "ramdisk"] = f"{directory}/{file.name}"
     if plan.initrd:
         entries["ramdisk"] = f"{directory}/{xen_boot.GUEST_INITRD}"
     if disk is not None:

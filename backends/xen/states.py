@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backends.xen.machine import Pool
+from runphi_async import digits
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -104,4 +105,5 @@ def parse_pools(table: str, cpus: str) -> tuple[Pool, ...]:
 
 
 def _cpus(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(",") if number.isdecimal())
+    found = (digits.whole(number) for number in text.split(","))
+    return tuple(number for number in found if number is not None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from backends.xen.xenstore import XenStoreError
+from runphi_async import digits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,8 @@ EXIT_CODE: Final = "data/exit-code"
 #: Nodes that are looked at: our init writes a handful, a guest may write thousands.
 LINES_MAX: Final = 64
 _DIGITS: Final = 6
+#: far more lines than there will ever be
+_NUMBER_MAX: Final = 10**_DIGITS - 1
 
 
 class Words:
@@ -42,10 +45,9 @@ class Words:
     async def prepare(self) -> None:
         """Find out with which number to go on: an earlier supervisor may have said something."""
         names = await self._names(TO_GUEST)
-        self._told = max((int(name) for name in names), default=-1) + 1
+        self._told = max((number for number, _ in names), default=-1) + 1
         counter = await self._store.find(f"{self._home}/{TO_GUEST}-next")
-        if counter is not None and counter.isdigit():
-            self._told = max(self._told, int(counter))
+        self._told = max(self._told, digits.whole(counter or b"", _NUMBER_MAX) or 0)
 
     async def tell(self, line: str) -> None:
         """Say a line to the init."""
@@ -55,26 +57,28 @@ class Words:
 
     async def hear(self) -> None:
         """Hand over every line of the init that is new, in order."""
-        for name in await self._names(TO_HOST):
-            if int(name) <= self._heard:
+        for number, name in await self._names(TO_HOST):
+            if number <= self._heard:
                 continue
             line = await self._store.find(f"{self._home}/{TO_HOST}/{name}")
-            self._heard = int(name)
+            self._heard = number
             if line is not None:
                 self._on_line(line.decode("utf-8", "replace").rstrip("\n\0"))
 
-    async def _names(self, below: str) -> list[str]:
+    async def _names(self, below: str) -> list[tuple[int, str]]:
+        """Return the nodes that are numbers, in their order; the guest may have made others."""
         try:
             names = await self._store.directory(f"{self._home}/{below}")
         except XenStoreError as exc:
             if exc.code != "ENOENT":
                 raise
             return []
-        return sorted(name for name in names if name.isascii() and name.isdecimal())[:LINES_MAX]
+        numbered = ((digits.whole(name, _NUMBER_MAX), name) for name in names)
+        return sorted((number, name) for number, name in numbered if number is not None)[:LINES_MAX]
 
 
 async def exit_code(store: XenStore, home: str) -> int | None:
     """Return what a guest wrote as its exit code, None when it wrote none that makes sense."""
     value = await store.find(f"{home}/{EXIT_CODE}")
-    text = (value or b"").strip(b" \n\0")
-    return int(text) & 0xFF if text.isdigit() and len(text) < 10 else None
+    number = digits.whole((value or b"").strip(b" \n\0"))
+    return number & 0xFF if number is not None else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from runphi_async import digits
 from runphi_async.errors import PlanError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ _NUMBERS: Final = ("irqs",)
 _LEAST: Final[Mapping[str, int]] = {"cap": 0}
 NAME: Final = re.compile(r"[\w+.,-]{1,240}", re.ASCII)
 #: Quotes end a string, and a backslash begins an escape: no value of ours needs one.
-_UNQUOTABLE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+_UNQUOTABLE: Final = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 def render(entries: Mapping[str, Value]) -> bytes:
@@ -73,11 +74,17 @@ def _value(key: str, value: Value) -> str:
             raise PlanError(f"cannot configure the domain: {key} = {value} is too small")
         return str(value)
     if isinstance(value, tuple):
-        items = [item if key in _NUMBERS else quote(key, item) for item in value]
+        items = [_digits(key, item) if key in _NUMBERS else quote(key, item) for item in value]
         return f"[ {', '.join(items)} ]" if items else "[]"
     if key == "name" and not NAME.fullmatch(value):
         raise PlanError(f"cannot name the domain {value!r}")
     return quote(key, value)
+
+
+def _digits(key: str, text: str) -> str:
+    if digits.whole(text) is None:
+        raise PlanError(f"cannot configure the domain: {key} = {text!r} is no number")
+    return text
 
 
 def quote(key: str, text: str) -> str:

@@ -112,6 +112,10 @@ def unpack(data: bytes) -> Standing | None:
     return Standing(offset, lost, unsaid, why, state, torn, bool(spilled))
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 class Sidecar:
     """The file that holds a standing, and beside it (``.spill``) the bytes of a batch the journal may let go.
 
@@ -120,7 +124,7 @@ class Sidecar:
 
     def __init__(self, path: str) -> None:
         self._spill = path + ".spill"
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def load(self) -> Standing | None:
         """Return the standing that was saved last, None for the first time."""
@@ -132,12 +136,14 @@ class Sidecar:
 
     def spill(self, data: bytes) -> None:
         """Keep the bytes of the torn batch."""
-        with open(self._spill, "wb") as file:
+        with contextlib.suppress(FileNotFoundError):  # or what somebody has put in its place
+            os.unlink(self._spill)
+        with open(self._spill, "xb") as file:
             file.write(data)
 
     def spilled(self) -> bytes | None:
         """Return the bytes kept, None when there are none."""
-        with contextlib.suppress(OSError), open(self._spill, "rb") as file:
+        with contextlib.suppress(OSError), open(self._spill, "rb", opener=_without_waiting) as file:
             return file.read()
         return None
 

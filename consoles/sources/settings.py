@@ -15,9 +15,9 @@ FASTEST: Final = 12_000_000
 _PARITIES: Final = {"n": "none", "e": "even", "o": "odd", "m": "mark", "s": "space"}
 _STOPS: Final = {"1": 1.0, "1.5": 1.5, "2": 2.0}
 #: 115200, 115200n8, 115200n8r as on a kernel's command line
-_LINE: Final = re.compile(r"(\d+)(?:([a-z])(?:(\d)(r?))?)?")
+_LINE: Final = re.compile(r"([0-9]{1,15})(?:([a-z])(?:([0-9])(r?))?)?")
 #: 8n1
-_FRAME: Final = re.compile(r"(\d)([a-z])(\d(?:\.\d)?)")
+_FRAME: Final = re.compile(r"([0-9])([a-z])([0-9](?:\.[0-9])?)")
 
 
 class SerialSettings(NamedTuple):

@@ -11,7 +11,7 @@ import anyio
 
 from consoles import terminal
 from consoles.people import Role, Wish
-from runphi_async import detachkeys, replay, wire
+from runphi_async import detachkeys, digits, replay, signals, wire
 from runphi_async.call import ClientGone
 from runphi_async.errors import RunphiError, StateError, UsageError
 from runphi_async.sessions import Session, hangup, read_size, who_is
@@ -84,7 +84,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--escape-key", metavar="KEY", help="key in front of commands, such as ctrl-]; '' for none")
     parser.add_argument("--channel", metavar="CHANNEL", help="a named stream; runphi channels lists them")
     # A client that lost its supervisor goes on at this byte, in this role.
-    parser.add_argument("--from", dest="start", type=int, metavar="OFFSET", help="show from this byte on")
+    parser.add_argument("--from", dest="start", type=digits.number, metavar="OFFSET", help="show from this byte on")
     parser.add_argument("--back", metavar="ROLE", choices=BACK, help="come back as ROLE")
     parser.add_argument("id", metavar="NAME")
 
@@ -214,10 +214,10 @@ async def _owner_says(guest: Guest, kind: bytes, payload: bytes) -> None:
     """The client of `run` stands for an engine: its signals and its end of input are the container's."""
     if kind == wire.INPUT_EOF and guest.record.attached:
         guest.end_of_input()
-    elif kind == wire.SIGNAL and payload.isdigit():
+    elif kind == wire.SIGNAL and (number := digits.whole(payload, signals.LAST)) is not None:
         try:
             async with guest.lock:
-                await guest.signal(int(payload[:3]))
+                await guest.signal(number)
         except RunphiError as exc:
             log.info("%s: %s", guest.record.name, exc)
 

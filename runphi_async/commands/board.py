@@ -10,6 +10,7 @@ import anyio
 
 from backends.jailhouse import codec, sysconfig
 from backends.jailhouse.model import System
+from runphi_async import regular
 from runphi_async.errors import CellError, ConfigError
 from runphi_async.partition import board as boards
 from runphi_async.partition import iomem as iomems
@@ -70,8 +71,7 @@ def _check(name: str, shown: str, iomem: str | None) -> tuple[str, bool]:
     """Return what to print, and whether the board cannot be used."""
     path = boards.path_of(name)
     try:
-        with open(path, "rb") as file:
-            board = boards.parse(file.read(), shown)
+        board = boards.parse(regular.read(path, boards.FILE_MAX), shown)
     except FileNotFoundError:
         hint = f"shipped boards: {', '.join(boards.shipped())}"
         raise ConfigError(f"cannot read board {shown}: not found", hint) from None
@@ -98,8 +98,7 @@ def _derive(path: str, iomem: str | None) -> str:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(FILE_MAX)
+        return regular.read(path, FILE_MAX)
     except OSError as exc:
         raise CellError(f"cannot read {path}: {exc.strerror}") from exc
 

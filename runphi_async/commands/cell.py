@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,6 +12,7 @@ import msgspec
 from backends.jailhouse import check, codec, describe
 from backends.jailhouse.layout import DIALECTS
 from backends.jailhouse.model import System
+from runphi_async import regular
 from runphi_async.errors import CellError
 
 if TYPE_CHECKING:
@@ -126,8 +128,9 @@ async def _read(call: Call, name: str) -> bytes:
 
 
 def _contents(path: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(FILE_MAX + 1)
-    if len(data) > FILE_MAX:
-        raise CellError(f"{path}: too large for a configuration of Jailhouse", "name a .cell file")
-    return data
+    try:
+        return regular.read(path, FILE_MAX)
+    except OSError as exc:
+        if exc.errno != errno.EFBIG:
+            raise
+        raise CellError(f"{path}: too large for a configuration of Jailhouse", "name a .cell file") from None

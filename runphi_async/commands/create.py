@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from runphi_async import digits
 from runphi_async.cli import PassThrough
 from runphi_async.creation import Creation, Order, is_wanted, read_bundle
 
@@ -26,7 +27,9 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--console-socket", metavar="SOCKET", help="where to send the terminal's master")
     parser.add_argument("--no-pivot", action="store_true", help="accepted for compatibility")
     parser.add_argument("--no-new-keyring", action="store_true", help="accepted for compatibility")
-    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="accepted; guests get no descriptors")
+    parser.add_argument(
+        "--preserve-fds", metavar="N", type=digits.number, default=0, help="accepted; guests get no descriptors"
+    )
     parser.add_argument("id", metavar="ID")
 
 
@@ -46,7 +49,7 @@ def order(call: Call, options: Globals, given: Namespace, *, attached: bool = Fa
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Create the container, or leave it to the ordinary runtime."""
     wanted = order(call, options, given)
-    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle)
+    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle, supervisor.config.annotations.of_images)
     if not is_wanted(asked, supervisor.config):
         raise PassThrough
     await Creation(supervisor, call, wanted, asked).run()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from consoles import logreader
-from runphi_async import wire
+from runphi_async import digits, wire
 from runphi_async.client_attach import SAFE
 from runphi_async.consolelogs import raw_directory
 from runphi_async.errors import RunphiError, UsageError
@@ -44,7 +44,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--safe", action="store_true", help="show control sequences as text instead of sending them")
     parser.add_argument("--channel", metavar="CHANNEL", help="the log of a named stream; runphi channels lists them")
     # A client that lost its supervisor goes on at this byte.
-    parser.add_argument("--from", dest="start", type=int, metavar="OFFSET", help="show from this byte on")
+    parser.add_argument("--from", dest="start", type=digits.number, metavar="OFFSET", help="show from this byte on")
     parser.add_argument("id", metavar="NAME")
 
 
@@ -99,9 +99,10 @@ def _start(directory: str, given: Namespace) -> int:
     if given.since is not None:
         first = max(first, logreader.since(directory, moment(given.since, time.time_ns())))
     if given.tail not in (None, "all"):
-        if not given.tail.isdigit():
-            raise UsageError(f"--tail wants a number of lines, not {given.tail!r}")
-        first = max(first, logreader.tail(directory, int(given.tail)))
+        lines = digits.whole(given.tail)
+        if lines is None:
+            raise UsageError(f"--tail wants a number of lines, not {given.tail!r:.80}")
+        first = max(first, logreader.tail(directory, lines))
     return first
 
 
@@ -124,14 +125,14 @@ def moment(text: str, now_ns: int) -> int:
 
     :raises UsageError: it is neither a duration nor a time.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([smhd]?)", text)
     if match is not None:
         seconds = float(match[1]) * _UNITS[match[2]]
         # A bare number that large is a time since the epoch, as docker takes it.
-        return int(seconds * 1e9) if not match[2] and seconds > 1e8 else now_ns - int(seconds * 1e9)
+        since_epoch = not match[2] and seconds > 1e8
+        return min(int(seconds * 1e9), digits.LARGEST) if since_epoch else max(0, now_ns - int(seconds * 1e9))
     try:
-        when = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"--since wants a duration or a time, not {text!r}"
+        return int(datetime.datetime.fromisoformat(text).timestamp() * 1e9)
+    except (ValueError, OverflowError):  # the year 1 is no time since the epoch
+        problem = f"--since wants a duration or a time, not {text!r:.80}"
         raise UsageError(problem, "such as 10m or 2026-11-24T10:00:00Z") from None
-    return int(when.timestamp() * 1e9)

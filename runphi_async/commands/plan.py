@@ -35,7 +35,7 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Plan, and print the plan with the sentence behind each decision."""
     bundle = await anyio.to_thread.run_sync(os.path.realpath, call.path(given.bundle))
-    asked = await anyio.to_thread.run_sync(read_bundle, bundle)
+    asked = await anyio.to_thread.run_sync(read_bundle, bundle, supervisor.config.annotations.of_images)
     if asked.request is None or not (given.backend or is_wanted(asked, supervisor.config)):
         raise SpecError(
             f"cannot plan {bundle}: it asks for no partition, so the ordinary runtime would run it",

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
-import stat
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from consoles import timed
 from consoles.logs.files import history
-from runphi_async import wire
+from runphi_async import digits, regular, wire
 from runphi_async.client_attach import SAFE
 from runphi_async.consolelogs import plans
 from runphi_async.errors import RunphiError, UsageError
@@ -39,14 +37,16 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--speed", metavar="N", default="1", help="times as fast; max: without pauses")
     parser.add_argument("--idle", metavar="SECONDS", type=float, help="make longer pauses this short")
     parser.add_argument("--safe", action="store_true", help="show control sequences as text instead of sending them")
-    parser.add_argument("--from", dest="start", type=int, default=0, metavar="OFFSET", help="begin at this byte")
+    parser.add_argument(
+        "--from", dest="start", type=digits.number, default=0, metavar="OFFSET", help="begin at this byte"
+    )
     parser.add_argument("file", metavar="FILE", help="a timed log, or the name of a container that has one")
 
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Play the files, oldest first."""
     speed = _speed(given.speed)
-    if given.idle is not None and given.idle < 0:
+    if given.idle is not None and not given.idle >= 0:  # nan is neither
         raise UsageError("--idle wants seconds, 0 or more")
     files = await anyio.to_thread.run_sync(_files, call, supervisor, options, given.file)
     await call.send(wire.ATTACH, bytes((SAFE if given.safe else 0,)))
@@ -152,11 +152,7 @@ class Player:
 
 
 def _open(path: str) -> BinaryIO:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not make us wait
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return open(fd, "rb")
+    return open(regular.opened(path), "rb")
 
 
 def _some(records: Iterator[Record]) -> list[Record | timed.RecordingError]:

@@ -35,7 +35,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Run the container; the status is the guest's exit code."""
     attached = not given.detach and not given.console_socket
     wanted = create.order(call, options, given, attached=attached)
-    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle)
+    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle, supervisor.config.annotations.of_images)
     if not is_wanted(asked, supervisor.config):
         raise PassThrough
     guest = await Creation(supervisor, call, wanted, asked).run()

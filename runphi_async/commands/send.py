@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -12,9 +12,9 @@ import anyio
 
 from consoles.people import Role, Wish
 from consoles.sinks.attach import AttachStatistics
-from runphi_async import wire
+from runphi_async import regular, wire
 from runphi_async.config import Size
-from runphi_async.console import reopen
+from runphi_async.console import read_some, reopen
 from runphi_async.errors import RunphiError, StateError, UsageError
 from runphi_async.sessions import who_is
 from runphi_async.waiting import either
@@ -97,7 +97,7 @@ def _rate(text: str | None) -> int:
     if text is None:
         return 0
     try:
-        rate = Size.parse(int(text) if text.isdigit() else text)
+        rate = Size.parse(text)
     except ValueError as exc:
         raise UsageError(f"--rate: {exc}") from None
     if rate <= 0:
@@ -110,13 +110,10 @@ async def _open(call: Call, name: str) -> int:
         return reopen(call.fds[0], os.O_RDONLY)
     path = call.path(name)
     try:
-        fd = await anyio.to_thread.run_sync(lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        return await anyio.to_thread.run_sync(regular.opened, path)
     except OSError as exc:
-        raise RunphiError(f"cannot send {path}: {exc.strerror}") from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise RunphiError(f"cannot send {path}: it is no regular file", "give it as stdin and send -")
-    return fd
+        hint = "give it as stdin and send -" if exc.errno == errno.EINVAL else None
+        raise RunphiError(f"cannot send {path}: {exc.strerror}", hint) from exc
 
 
 async def _send(
@@ -149,7 +146,7 @@ async def _copy(
     piece = max(1, min(PIECE, rate // PIECES)) if rate else PIECE
     begun = time.monotonic()
     try:
-        while data := await _read(source, piece):
+        while data := await read_some(source, piece):
             if not queue.has_room:
                 room = anyio.Event()
                 queue.when_room(room.set)
@@ -163,16 +160,6 @@ async def _copy(
     except OSError as exc:
         failures.append(exc)
     done.set()
-
-
-async def _read(source: int, most: int) -> bytes:
-    if stat.S_ISREG(os.fstat(source).st_mode):
-        return await anyio.to_thread.run_sync(os.read, source, most)
-    while True:
-        try:
-            return os.read(source, most)
-        except BlockingIOError:
-            await anyio.wait_readable(source)
 
 
 async def _report(call: Call, feeder: Feeder, total: int, loud: bool) -> None:

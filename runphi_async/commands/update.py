@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from runphi_async import digits, regular
 from runphi_async.cgroup import Limits
 from runphi_async.cli import find_or_pass
+from runphi_async.console import read_some, reopen
 from runphi_async.container import Status
 from runphi_async.errors import SpecError, StateError, UnsupportedError
 from runphi_async.oci.spec import Resources, resources_from_bytes
@@ -23,29 +26,33 @@ if TYPE_CHECKING:
 
 
 #: Largest resources document, in bytes.
-LARGEST = 1 << 20
+LARGEST: Final = 1 << 20
+#: Seconds in which stdin must have said them.
+PATIENCE: Final = 30.0
 
 
 def arguments(parser: Parser) -> None:
     """Declare the verb's options: runc's."""
     parser.add_argument("--resources", "-r", metavar="FILE", help="JSON of the OCI linux.resources; - is stdin")
-    parser.add_argument("--cpu-quota", type=int, metavar="US")
-    parser.add_argument("--cpu-period", type=int, metavar="US")
-    parser.add_argument("--cpu-share", type=int, metavar="SHARES")
+    parser.add_argument("--cpu-quota", type=digits.number, metavar="US")
+    parser.add_argument("--cpu-period", type=digits.number, metavar="US")
+    parser.add_argument("--cpu-share", type=digits.number, metavar="SHARES")
     parser.add_argument("--cpuset-cpus", metavar="LIST", default="")
     parser.add_argument("--cpuset-mems", metavar="LIST", default="")
-    parser.add_argument("--memory", type=int, metavar="BYTES")
-    parser.add_argument("--memory-reservation", type=int, metavar="BYTES", help="accepted, not applied")
-    parser.add_argument("--memory-swap", type=int, metavar="BYTES", help="accepted, not applied")
-    parser.add_argument("--pids-limit", type=int, metavar="N", help="accepted, not applied: it is the guest's matter")
-    parser.add_argument("--blkio-weight", type=int, metavar="N", help="accepted, not applied")
+    parser.add_argument("--memory", type=digits.number, metavar="BYTES")
+    parser.add_argument("--memory-reservation", type=digits.number, metavar="BYTES", help="accepted, not applied")
+    parser.add_argument("--memory-swap", type=digits.number, metavar="BYTES", help="accepted, not applied")
+    parser.add_argument(
+        "--pids-limit", type=digits.number, metavar="N", help="accepted, not applied: it is the guest's matter"
+    )
+    parser.add_argument("--blkio-weight", type=digits.number, metavar="N", help="accepted, not applied")
     parser.add_argument("id", metavar="ID")
 
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Apply the CPU limits; say that a guest's memory cannot change while it lives."""
     guest = find_or_pass(supervisor, given.id, options)
-    resources = await anyio.to_thread.run_sync(_read, call, given.resources) if given.resources else Resources()
+    resources = await _read(call, given.resources) if given.resources else Resources()
     async with guest.lock:
         if guest.record.status is Status.STOPPED:
             raise StateError("container not running")
@@ -71,14 +78,29 @@ def limits(given: Namespace, resources: Resources) -> Limits:
     )
 
 
-def _read(call: Call, name: str) -> Resources:
+async def _read(call: Call, name: str) -> Resources:
     try:
         if name == "-":
-            with os.fdopen(os.dup(call.fds[0]), "rb") as file:
-                data = file.read(LARGEST)
+            data = await _stdin(call)
         else:
-            with open(call.path(name), "rb") as file:
-                data = file.read(LARGEST)
+            data = await anyio.to_thread.run_sync(regular.read, call.path(name), LARGEST)
+    except TimeoutError:
+        raise SpecError(f"cannot read the resources: stdin did not end within {PATIENCE:.0f} s") from None
     except OSError as exc:
         raise SpecError(f"cannot read the resources from {name}: {exc.strerror}") from exc
     return resources_from_bytes(data)
+
+
+async def _stdin(call: Call) -> bytes:
+    """Read the client's stdin on the loop: whoever never ends it keeps nobody else from being served."""
+    source = reopen(call.fds[0], os.O_RDONLY)
+    data = b""
+    try:
+        with anyio.fail_after(PATIENCE):
+            while len(data) <= LARGEST and (more := await read_some(source, 1 << 16)):
+                data += more
+    finally:
+        os.close(source)
+    if len(data) > LARGEST:
+        raise OSError(errno.EFBIG, f"larger than {LARGEST} bytes")
+    return data

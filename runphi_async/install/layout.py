@@ -12,6 +12,7 @@ import select
 import signal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from runphi_async import digits
 from runphi_async.errors import RunphiError
 from runphi_async.install import record, settings, tree, units
 from runphi_async.install.root import CONFIG, HOME, SBIN, digest, digest_of, relative, remove
@@ -206,8 +207,9 @@ def _end_supervisor(root: Root) -> None:
         return
     directory = RUN_DIR
     pid = root.read(f"{directory}/supervisor.pid")
-    if pid is not None and pid.strip().isdigit() and _is_supervisor(int(pid)):
-        _end(int(pid))
+    number = digits.whole(pid.strip(), digits.PID_MAX) if pid is not None else None
+    if number and _is_supervisor(number):
+        _end(number)
     if os.path.isdir(directory) and os.path.exists(f"{directory}/start.lock"):
         remove(directory)
     remove(PROOFS)

@@ -39,7 +39,7 @@ def differences(root: Root, backend: str, board: str) -> list[str]:
     try:
         with open(root(CONFIG), "rb") as file:
             table = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise RunphiError(f"cannot read {root(CONFIG)}: {exc}", "mend it, or move it away") from exc
     missing = []
     if table.get("backend", "qemu") != backend:

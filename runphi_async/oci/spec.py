@@ -10,14 +10,21 @@ that names the place.
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from runphi_async import regular
 from runphi_async.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: name of the configuration file in a bundle
 CONFIG_NAME = "config.json"
+#: Largest config.json and largest document of resources, in bytes: engines' have some ten thousand.
+DOCUMENT_MAX: Final = 16 << 20
 
 
 class _Base(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -200,8 +207,7 @@ def load(bundle: str) -> Spec:
     """Read and decode the config.json of a bundle directory."""
     path = os.path.join(bundle, CONFIG_NAME)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = regular.read(path, DOCUMENT_MAX)
     except FileNotFoundError:
         raise SpecError(
             f"cannot read {path}: not found",
@@ -213,10 +219,13 @@ def load(bundle: str) -> Spec:
 
 
 def from_bytes(data: bytes) -> Spec:
-    """Decode the text of a config.json."""
-    spec = _decode(data, Spec, CONFIG_NAME)
-    _refuse_nul(spec)
-    return spec
+    """Decode the text of a config.json.
+
+    NUL is refused in every text, whatever reads it later: no program can be given one, and what is cut or split there
+    could be forged. Further characters are refused where a text is used: a newline is good in ``process.args``, and in
+    the annotations of engines.
+    """
+    return _decode(data, Spec, CONFIG_NAME)
 
 
 def resources_from_bytes(data: bytes, name: str = "resources") -> Resources:
@@ -224,16 +233,46 @@ def resources_from_bytes(data: bytes, name: str = "resources") -> Resources:
     return _decode(data, Resources, name)
 
 
-def _refuse_nul(spec: Spec) -> None:
-    """Refuse NUL characters: no program can get them, and what is cut or split at them could be forged."""
-    texts = [("hostname", spec.hostname), ("root.path", spec.root.path)]
-    if spec.process is not None:
-        texts.append(("process.cwd", spec.process.cwd))
-        texts += [(f"process.args[{n}]", arg) for n, arg in enumerate(spec.process.args)]
-        texts += [(f"process.env[{n}]", entry) for n, entry in enumerate(spec.process.env)]
-    for place, text in texts:
-        if "\0" in text:
-            raise SpecError(f"{CONFIG_NAME}: $.{place}: expected text, got a NUL character in it", "remove it")
+#: What a text must have in it for a NUL, or for a number of more than 64 bits, to be in the document: a decoder refuses
+#: the byte itself, and what has neither is not walked through.
+_ODD: Final = re.compile(rb"\\u0000|[0-9]{19}")
+_NUMBERS: Final = range(-(1 << 63), 1 << 64)
+
+
+def refuse_odd(data: bytes, value: object, name: str) -> None:
+    """Refuse NUL characters, and numbers that no kernel has a place for, in a decoded JSON document.
+
+    :raises SpecError: naming the place.
+    """
+    found = _odd(value) if _ODD.search(data) else None
+    if found is not None:
+        place, problem = found
+        raise SpecError(f"{name}: ${place}: {problem}", "remove it")
+
+
+def _odd(value: object) -> tuple[str, str] | None:
+    """Return where in a document something odd is, in the manner of msgspec's messages, and what."""
+    if isinstance(value, str):
+        return ("", "expected text, got a NUL character in it") if "\0" in value else None
+    if isinstance(value, int):
+        return None if value in _NUMBERS else ("", "expected a number, got one of more than 64 bits")
+    for step, item in _items(value):
+        if "\0" in step:
+            return step.replace("\0", "\\u0000"), "expected text, got a NUL character in it"
+        below = _odd(item)
+        if below is not None:
+            return step + below[0], below[1]
+    return None
+
+
+def _items(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, msgspec.Struct):
+        for field, name in zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True):
+            yield f".{name}", getattr(value, field)
+    elif isinstance(value, dict):
+        yield from ((f".{key}", item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{number}]", item) for number, item in enumerate(value))
 
 
 _T = TypeVar("_T", bound=_Base)
@@ -242,10 +281,12 @@ _T = TypeVar("_T", bound=_Base)
 def _decode(data: bytes, kind: type[_T], name: str) -> _T:
     try:
         try:
-            return msgspec.json.decode(data, type=kind)
+            found = msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError:
             # perhaps only a null where Go would put the zero value: look again without them
-            return msgspec.convert(_without_nulls(msgspec.json.decode(data)), kind)
+            found = msgspec.convert(_without_nulls(msgspec.json.decode(data)), kind)
+        refuse_odd(data, found, name)
+        return found
     except msgspec.ValidationError as exc:
         place, problem = locate(exc)
         raise SpecError(f"{name}: {place}: {problem}", _hint(problem)) from exc

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from runphi_async import regular
 from runphi_async.config import Size
 from runphi_async.errors import ConfigError
 from runphi_async.oci.spec import locate
@@ -29,6 +30,8 @@ BOARDS_DIR: Final = os.path.join(os.path.dirname(__file__), "boards")
 #: the shipped file that explains the format and is no board
 TEMPLATE: Final = "template"
 PAGE: Final = 4096
+#: largest board file
+FILE_MAX: Final = 1 << 20
 #: an ivshmem device interrupts by one of four pins of its cell's virtual PCI host
 PINS_PER_CELL: Final = 4
 #: interrupts below this one are private to a CPU
@@ -301,8 +304,7 @@ def load(name: str) -> Board:
     path = path_of(name)
     shown = f"board {name}" if path != name else name
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = regular.read(path, FILE_MAX)
     except FileNotFoundError:
         known = ", ".join(shipped())
         raise ConfigError(f"cannot read {shown}: not found", f"give a path, or one of: {known}") from None
@@ -322,9 +324,10 @@ def parse(data: bytes, name: str) -> Board:
     :raises ConfigError: it is no board file, and where.
     """
     try:
-        return from_table(tomllib.loads(data.decode()), name)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        table = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as exc:  # int's own of too many digits, too
         raise ConfigError(f"{name}: not TOML: {exc}", "see https://toml.io") from exc
+    return from_table(table, name)
 
 
 def from_table(table: dict[str, Any], name: str) -> Board:

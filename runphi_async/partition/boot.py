@@ -6,55 +6,16 @@ A backend reads those facts beforehand (:class:`ImageFacts`), so the decision it
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from runphi_async.errors import PlanError
+from runphi_async.partition.image import ImageFacts
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec, ProcessSpec
-
-
-class ImageFormat(StrEnum):
-    """What the first bytes of an image say it is."""
-
-    ELF = "elf"
-    #: x86 Linux kernel with the setup header ("HdrS")
-    BZIMAGE = "bzimage"
-    #: arm64 Linux kernel ("ARM\\x64" at 56)
-    ARM64_IMAGE = "arm64-image"
-    GZIP = "gzip"
-    #: bytes that say nothing: loaded as they are
-    FLAT = "flat"
-
-
-class Segment(msgspec.Struct, frozen=True):
-    """One range of guest memory an image fills."""
-
-    start: int
-    #: first address behind it
-    end: int
-
-
-class ImageFacts(msgspec.Struct, frozen=True):
-    """What an image's header says."""
-
-    format: ImageFormat
-    #: bytes of the file
-    size: int
-    #: "x86_64", "aarch64", another ELF machine by name, or None when the bytes do not say
-    arch: str | None = None
-    #: 32 or 64; 0 = no ELF
-    bits: int = 0
-    entry: int = 0
-    segments: tuple[Segment, ...] = ()
-    #: entry of the PVH protocol, from the Xen note
-    pvh_entry: int | None = None
-    #: a valid multiboot 1 header lies in the first 8 KiB
-    multiboot: bool = False
 
 
 class Boot(msgspec.Struct, frozen=True):

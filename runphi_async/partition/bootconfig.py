@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from runphi_async.errors import SpecError
-from runphi_async.oci.spec import locate
+from runphi_async.oci.spec import locate, refuse_odd
 
 #: where the file lies inside the rootfs
 BOOT_CONFIG = "/boot/config.json"
@@ -52,10 +52,12 @@ class BootConfig(msgspec.Struct, frozen=True):
 def parse(data: bytes) -> BootConfig:
     """Read the file's bytes, or raise :class:`SpecError` that says where it is wrong."""
     try:
-        return msgspec.json.decode(data, type=BootConfig)
+        found = msgspec.json.decode(data, type=BootConfig)
+        refuse_odd(data, found, f"{BOOT_CONFIG} of the image")
+        return found
     except msgspec.ValidationError as exc:
         raise _located(exc) from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         hint = "it must hold one JSON object"
         raise SpecError(f"cannot read {BOOT_CONFIG} of the image: {exc}", hint) from exc
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: a name is a directory of the log and fits into the channel's header
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
-_UIO: Final = re.compile(r"/dev/uio\d+:")
+_UIO: Final = re.compile(r"/dev/uio[0-9]+:")
 #: the name under which the serial port goes on when a channel is the console
 SERIAL: Final = "serial"
 #: the place of a channel that the guest serves by libxenvchan

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from runphi_async import digits
 from runphi_async.errors import PlanError
+from runphi_async.partition import units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,12 +63,9 @@ def decide(spec: GuestSpec, online: Sequence[int], word: str = "online") -> Cpus
 def _count(spec: GuestSpec) -> tuple[int, str]:
     wished = spec.annotations.get(VCPUS_ANNOTATION)
     if wished is not None:
-        try:
-            count = int(wished)
-        except ValueError:
-            count = 0
-        if count < 1:
-            raise PlanError(f"cannot give the guest '{wished}' vCPUs: not a number from 1 up")
+        count = digits.whole(wished)
+        if not count:
+            raise PlanError(f"cannot give the guest {units.shown(wished)} vCPUs: not a number from 1 up")
         return count, f"from annotation {VCPUS_ANNOTATION}"
     if spec.cpu_quota is not None:
         period = spec.cpu_period or DEFAULT_PERIOD

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from runphi_async import inroot
+from runphi_async import digits, inroot
 from runphi_async.errors import SpecError
-from runphi_async.partition import mounts
-from runphi_async.partition.request import HOST
+from runphi_async.partition import mounts, units
+from runphi_async.partition.request import CONTROL, HOST
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec, Rlimit
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from runphi_async.oci.spec import Mount, Process, Spec
     from runphi_async.partition.request import PartitionRequest
+
+
+#: more CPUs than Linux knows. Source: arch/x86/Kconfig, NR_CPUS
+CPUS_MAX: Final = 8192
 
 
 class PathConfig(Protocol):
@@ -41,6 +45,8 @@ def guest_spec(request: PartitionRequest, spec: Spec, id: str, bundle: str, conf
     :raises SpecError: when a file is missing, is no plain file, or may not be used.
     """
     rootfs = spec.rootfs(os.path.abspath(bundle))
+    if CONTROL.search(spec.hostname):
+        raise SpecError("cannot use the bundle: config.json: $.hostname: there is a control character in it")
     if request.kind is GuestKind.LINUX and spec.process is None:
         raise SpecError("cannot use the bundle: config.json has no process to run in the Linux guest")
 
@@ -86,6 +92,11 @@ def network(spec: Spec) -> str | None:
     """Return the container's network namespace: a path, "" for a new one, None for the host's."""
     for namespace in spec.linux.namespaces if spec.linux is not None else ():
         if namespace.type == "network":
+            if namespace.path and not os.path.isabs(namespace.path):
+                raise SpecError(
+                    f"cannot join network namespace {units.shown(namespace.path)}: it is no absolute path",
+                    "linux.namespaces in config.json names it",
+                )
             return namespace.path
     return None
 
@@ -139,11 +150,16 @@ def parse_cpuset(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first and not dash:
             continue
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise SpecError(f"cannot read linux.resources.cpu.cpus '{text}': '{part}' is no CPU or range")
-        low, high = int(first), int(last or first)
-        if not low <= high < 8192:
-            raise SpecError(f"cannot read linux.resources.cpu.cpus '{text}': '{part}' is not a range")
+        low = digits.whole(first)
+        high = digits.whole(last) if dash else low
+        if low is None or high is None:
+            raise SpecError(
+                f"cannot read linux.resources.cpu.cpus {units.shown(text)}: {units.shown(part)} is no CPU or range"
+            )
+        if not low <= high < CPUS_MAX:
+            raise SpecError(
+                f"cannot read linux.resources.cpu.cpus {units.shown(text)}: {units.shown(part)} is not a range"
+            )
         cpus.update(range(low, high + 1))
     return tuple(sorted(cpus))
 

@@ -13,7 +13,7 @@ from runphi_async.partition.units import round_up
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_NUMBERS: Final = re.compile(r"(\d{1,7})(?:-(\d{1,7}))?")
+_NUMBERS: Final = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
 #: more numbers than any board has of anything that is counted
 _MANY: Final = 8192
 

@@ -20,6 +20,7 @@ image's config.json may not."""
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -85,6 +86,8 @@ _ARCHES: Final = {
     "arm64": "aarch64",
 }
 MAX_VCPUS: Final = 255
+#: C0, DEL, C1, and the separators that some readers take for the end of a line
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class PartitionRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -191,7 +194,10 @@ def _merged(*layers: Mapping[str, Any]) -> tuple[Channel, ...]:
 def _from_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for key, value in annotations.items():
-        if not key.startswith(PREFIX) or key.startswith(BACKENDS_OWN):
+        if not key.startswith(PREFIX):
+            continue
+        _refuse_controls(key, value)
+        if key.startswith(BACKENDS_OWN):
             continue
         name = key.removeprefix(PREFIX)
         if name.startswith(RULE):  # about the console, and no word on what to boot
@@ -206,6 +212,15 @@ def _from_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
         field = name.replace("-", "_")
         said[field] = _parsed(f"annotation {key}", value, parse) if parse else value
     return {key: value for key, value in said.items() if value not in ("", False)}
+
+
+def _refuse_controls(key: str, value: str) -> None:
+    """Refuse what would end a line, or a terminal's patience, in whatever an annotation is written into.
+
+    A rule's pattern may hold a tab.
+    """
+    if any(CONTROL.search(text) for text in (key, value.replace("\t", " "))):
+        raise SpecError(f"cannot use annotation {key!a}: there is a control character in it", "remove it")
 
 
 def _channel(where: str, name: str, text: str) -> Channel:

@@ -13,6 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from runphi_async.partition.channels import Channel
+from runphi_async.partition.image import Handed
 
 
 class GuestKind(StrEnum):
@@ -140,6 +141,8 @@ class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     pins: tuple[int, ...] = ()
     #: small files to write into the record directory, by relative name
     files: dict[str, bytes] = {}
+    #: files of the image to copy there
+    handed: tuple[Handed, ...] = ()
     #: the rootfs to share with the guest, or None
     virtiofs: str | None = None
     #: what is shared beside it

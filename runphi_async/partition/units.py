@@ -6,11 +6,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from runphi_async import digits
+
+#: an address of a guest, which may have all 64 bits
+_INT_MAX: Final = (1 << 64) - 1
+#: characters of a text in a message
+_SHOWN_MAX: Final = 80
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
-_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)(i?b?)", re.IGNORECASE | re.ASCII)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -19,21 +25,30 @@ def parse_size(text: str) -> int:
     ``64MB``.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"'{text}' is not a size such as 64M or 1G")
+    count = digits.whole(match[1]) if match is not None else None
+    if match is None or count is None:
+        raise ValueError(f"{shown(text)} is not a size such as 64M or 1G")
     unit = 1000 if match[3].lower() == "b" else 1024
-    return int(match[1]) * int(unit ** _POWER[match[2].lower()])
+    size = count * int(unit ** _POWER[match[2].lower()])
+    if size > digits.LARGEST:
+        raise ValueError(f"{shown(text)} is more than there can be")
+    return size
 
 
 def parse_int(text: str) -> int:
     """A whole number that is not negative, decimal or with 0x in front."""
-    try:
-        value = int(text.strip(), 0)
-    except ValueError:
-        raise ValueError(f"'{text}' is not a number such as 4096 or 0x1000") from None
-    if value < 0:
-        raise ValueError(f"'{text}' is negative")
+    word = text.strip()
+    value = digits.whole_or_hex(word, _INT_MAX)
+    if value is None and digits.whole_or_hex(word.removeprefix("-"), _INT_MAX) is not None:
+        raise ValueError(f"{shown(text)} is negative")
+    if value is None:
+        raise ValueError(f"{shown(text)} is not a number such as 4096 or 0x1000")
     return value
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text for a message: quoted, in one line, and not longer than that may be."""
+    return f"'{text}'" if text.isprintable() and len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!a} …"
 
 
 def parse_bool(text: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runphi_async.testing.containerd import wait_until
-from tests.engine.harness import ANSWER
+from tests.engine.harness import ANSWER, DEMO
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,3 +147,22 @@ def test_linux_guest_runs_the_image(podman: Podman) -> None:
     words = podman.run_args("runphi/busybox", podman.name(), "/bin/sh", "-c", script, options=("--rm", "-e", "LINUX=1"))
     done = podman.call(*words, timeout=100.0)
     assert (done.returncode, done.stdout, done.stderr) == (9, "guest 42\n", "")
+
+
+def test_an_image_may_set_less_than_its_caller(podman: Podman, tmp_path: Path) -> None:
+    """podman puts the annotations of an image's manifest among those of its caller."""
+    (tmp_path / "Containerfile").write_text(f"FROM {DEMO}\n")
+    tag = "localhost/runphi/greedy:latest"
+    said = ["--annotation", "org.runphi.memory=500G", "--annotation", "org.runphi.log=none"]
+    podman.must("build", "--quiet", "--pull=never", *said, "--tag", tag, str(tmp_path))
+    try:
+        refused = podman.call(*podman.run_args(tag, podman.name(), options=["-e", "INMATE=/boot/inmate.elf", "--rm"]))
+        assert refused.returncode != 0
+        assert "it comes from the image, and only who runs the image may set it" in refused.stderr
+        own = ["--annotation", "org.runphi.memory=64M", "--annotation", "org.runphi.log=raw"]
+        name = podman.name()
+        podman.must(*podman.run_args(tag, name, options=["-d", "-e", "INMATE=/boot/inmate.elf", *own]))
+        wait_until(lambda: "runPHI demo inmate" in podman.must("logs", name), ANSWER, "the guest's first word")
+        podman.remove_containers()
+    finally:
+        podman.call("rmi", "--force", tag)

@@ -377,7 +377,7 @@ def test_send_is_stopped_by_whoever_takes_over(place: Place, guest: Container, a
 
 def test_send_what_cannot_be_sent(place: Place, guest: Container, tmp_path: Path) -> None:
     assert "No such file" in place.refused("send", "c1", str(tmp_path / "missing"))
-    assert "no regular file" in place.refused("send", "c1", str(tmp_path))
+    assert "not a regular file" in place.refused("send", "c1", str(tmp_path))
     os.mkfifo(tmp_path / "fifo")
     assert "give it as stdin" in place.refused("send", "c1", str(tmp_path / "fifo"))
     assert "expected a size" in place.refused("send", "--rate", "fast", "c1", "-")

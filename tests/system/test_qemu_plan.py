@@ -12,9 +12,11 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from backends.base import Verdict
+from backends.guest import handed
 from backends.qemu import exitcode, virtiofs
 from backends.qemu import plan as planner
 from runphi_async import config
@@ -61,6 +63,7 @@ class Guest:
                 self.fds[f"{name}.{end}"] = os.open(record / f"{name}.{end}", os.O_RDWR | os.O_NONBLOCK)
         for name, data in plan.files.items():
             (record / name).write_bytes(data)
+        handed.hand_over(plan.handed, str(record), plan.memory_bytes)
         os.write(self.fds["ev.in"], b'{"execute":"qmp_capabilities"}\n')
         self.helper = self._share(plan.virtiofs) if plan.virtiofs else None
         with (record / "vmm.log").open("wb") as log:
@@ -199,15 +202,11 @@ async def test_a_vmm_that_cannot_start_says_why(inmates: Path, tmp_path: Path) -
     spec = GuestSpec(id="c", kind=GuestKind.INMATE, rootfs="/", inmate=str(inmates / "demo-x86_64.elf"))
     facts = planner.gather(spec, accel="tcg", binaries=BINARIES)
     plan = planner.plan(spec, facts, QEMU)
-    os.rename(inmates / "demo-x86_64.elf", inmates / "away")
+    guest = Guest(msgspec.structs.replace(plan, handed=()), tmp_path)
     try:
-        guest = Guest(plan, tmp_path)
-        try:
-            verdict = await guest.end()
-        finally:
-            guest.close()
+        verdict = await guest.end()
     finally:
-        os.rename(inmates / "away", inmates / "demo-x86_64.elf")
+        guest.close()
     assert verdict.code == 125
     assert "could not" in verdict.reason
 

@@ -30,9 +30,8 @@ class Session:
         assert data[:4] == wire.MAGIC
         while len(data) < 8 or len(data) < 8 + int.from_bytes(data[4:8], "big"):
             data += sock.recv(65536)
-        fields = data[8:].split(b"\0")[:-1]
-        count = int(fields[1])
-        self.cwd, self.env, self.argv = fields[0], fields[2 : 2 + count], fields[2 + count :]
+        self.cwd, env, argv = wire.unpack(data[8:])
+        self.env, self.argv = wire.unpack(env), wire.unpack(argv)
         self.data = b""
 
     def send(self, kind: bytes, payload: bytes = b"", fds: list[int] | None = None) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from backends.qemu import plan as planner
 from backends.qemu.machine import HostFacts
 from runphi_async.config import Qemu
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
 from runphi_async.partition.units import MIB
 

@@ -103,9 +103,12 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
         boards.parse(b"name = [", "b.toml")
     with pytest.raises(ConfigError, match="not TOML"):
         boards.parse(b"\xff", "b.toml")
+    for odd in (b"x = " + b"9" * 5000, b"x = " + b"[" * 5000):
+        with pytest.raises(ConfigError, match="not TOML"):
+            boards.parse(odd, "b.toml")
     with pytest.raises(ConfigError, match=r"cannot read board zcu105: not found; give a path, or one of: .*zcu104"):
         boards.load("zcu105")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         boards.load(f"{tmp_path}/")
 
 

@@ -19,6 +19,7 @@ from runphi_async import call as call_module
 from runphi_async import wire
 from runphi_async.call import FRAME_MAX, REQUEST_MAX, Call, ClientGone
 from runphi_async.config import Config
+from runphi_async.errors import RunphiError
 from runphi_async.supervisor import Supervisor
 from tests.unit.consolekit import PATIENCE
 
@@ -121,10 +122,15 @@ HOSTILE = {
     "huge length": (wire.MAGIC + b"\xff\xff\xff\xff", 3),
     "a bit too large": (wire.MAGIC + (REQUEST_MAX + 1).to_bytes(4, "big"), 3),
     "empty body": (body(b""), 3),
-    "one field": (body(b"/\0"), 3),
-    "no number": (body(b"/\0x\0a\0"), 3),
-    "huge number": (body(b"/\0" + b"9" * 5000 + b"\0"), 3),
-    "environment without =": (body(b"/\0" + b"1\0AAA\0v\0"), 3),
+    "one field": (body(wire.pack([b"/"])), 3),
+    "four fields": (body(wire.pack([b"/", b"", b"", b""])), 3),
+    "a field longer than the body": (body(b"\0\0\0\x02/"), 3),
+    "half a length of a field": (body(wire.pack([b"/", b"", b""]) + b"\0\0"), 3),
+    "argv cut off": (body(wire.pack([b"/", b"", b"\0\0\0\x09x"])), 3),
+    "environment without =": (body(wire.pack([b"/", wire.pack([b"AAA"]), b""])), 3),
+    "a NUL in argv": (wire.request(b"/", [], [b"create\0--bundle"]), 3),
+    "a NUL in the environment": (wire.request(b"/", [b"TERM=x\0RUNPHI_CONFIG=/x"], []), 3),
+    "a NUL in the directory": (wire.request(b"/\0", [], []), 3),
 }
 
 
@@ -195,6 +201,24 @@ async def test_spawn_believes_only_a_pid(client: Client, frame: bytes) -> None:
         with pytest.raises(ClientGone):
             await client.call.spawn("/", ["x"], client.call.fds)
     await listening
+
+
+async def test_no_word_of_the_init_process_ends_before_its_end(client: Client) -> None:
+    client.ask(b"create")
+    await client.call.receive()
+    with pytest.raises(RunphiError, match="NUL character"):
+        await client.call.spawn("/", ["qemu", "-append", "x\0-chardev\0file,id=p,path=/host"], client.call.fds)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_fields_are_counted_whatever_they_hold(fields: list[bytes]) -> None:
+    assert wire.unpack(wire.pack(fields)) == fields
+
+
+@given(st.binary(max_size=64))
+def test_no_payload_is_more_than_a_value_error(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        assert wire.pack(wire.unpack(data)) == data
 
 
 async def test_a_frame_too_large_ends_the_listening(client: Client) -> None:

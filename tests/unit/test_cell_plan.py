@@ -23,9 +23,9 @@ from runphi_async.config import Size
 from runphi_async.errors import PlanError
 from runphi_async.partition import board as boards
 from runphi_async.partition import conf, ranges
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.claims import Claim, Held, Kind, Owner, units
+from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.ranges import Range
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.partition.units import KIB, MIB

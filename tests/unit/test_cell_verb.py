@@ -90,7 +90,7 @@ async def test_dump_takes_a_dialect_where_two_fit(place: Path) -> None:
     [
         (("dump", "cut.cell"), "cut.cell: offset 0xc8: the file ends here with 200 bytes"),
         (("dump", "missing.cell"), "cannot read missing.cell: No such file or directory"),
-        (("dump", "."), "cannot read .: Is a directory"),
+        (("dump", "."), "cannot read .: not a regular file"),
         (("dump",), "the following arguments are required: FILE"),
         ((), "the following arguments are required: WORD"),
         (("frob",), "invalid choice: 'frob'"),

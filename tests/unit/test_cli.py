@@ -118,7 +118,7 @@ def test_options_behind_the_verb_are_the_verbs() -> None:
         (["delete", "--forc", "c1"], "unrecognized arguments: --forc; runphi delete --help shows how"),
         (["--rot", "/r", "state", "c1"], "unrecognized arguments: --rot; runphi --help shows how"),
         (["--log-format", "xml", "state", "c1"], "argument --log-format: invalid choice: 'xml'"),
-        (["create", "--preserve-fds", "many", "c1"], "argument --preserve-fds: invalid int value: 'many'"),
+        (["create", "--preserve-fds", "many", "c1"], "argument --preserve-fds: invalid number value: 'many'"),
         (["kill", "c1", "SIGFOO"], "unknown signal 'SIGFOO'"),
         (["logs", "--tail", "x", "c1"], "container does not exist"),
     ],

@@ -343,7 +343,7 @@ def test_the_stub_gets_exactly_its_descriptors(supervisor: FakeSupervisor, run_d
         # It waits, so that it can be looked at. Not a shell: one that reads has its descriptors moved meanwhile.
         program = os.path.realpath("/bin/sleep")
         argv = [os.fsencode(program), b"1000"]
-        session.send(wire.SPAWN, b"\0".join([os.fsencode(tmp_path), *argv]), files)
+        session.send(wire.SPAWN, wire.pack([os.fsencode(tmp_path), *argv]), files)
         kind, payload = session.frame()
         assert kind == wire.PID
         pids.append(int(payload))
@@ -387,7 +387,7 @@ def test_a_stub_without_its_word_ends(supervisor: FakeSupervisor, run_dir: Path,
 
     def script(session: Session) -> None:
         null = os.open("/dev/null", os.O_RDWR)
-        session.send(wire.SPAWN, b"/\0/bin/touch\0" + os.fsencode(tmp_path / "ran"), [null])
+        session.send(wire.SPAWN, wire.pack([b"/", b"/bin/touch", os.fsencode(tmp_path / "ran")]), [null])
         os.close(null)
         pids.append(int(session.frame()[1]))
 

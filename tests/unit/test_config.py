@@ -182,3 +182,10 @@ def test_size_text_reads_back(size: int) -> None:
 
 def test_reference_is_current() -> None:
     assert PAGE.read_text() == config.reference(), "run: python -m runphi_async.config > " + os.fspath(PAGE)
+
+
+@pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 5000, "\x00"], ids=["digits", "depth", "nul"])
+def test_toml_that_is_too_much(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match="not TOML"):
+        config.load(str(tmp_path / "config.toml"))

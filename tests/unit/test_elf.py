@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backends.guest import elf
 from runphi_async.errors import PlanError
-from runphi_async.partition.boot import ImageFacts, ImageFormat, Segment
+from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from tests.unit.imagekit import pvh_image
 
 if TYPE_CHECKING:

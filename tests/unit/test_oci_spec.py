@@ -7,6 +7,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from runphi_async.errors import SpecError
 from runphi_async.oci import spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -116,6 +118,20 @@ def test_empty_object_is_a_spec() -> None:
         ),
         ({"process": {"env": ["a", "A=\0"]}}, "config.json: $.process.env[1]: expected text"),
         ({"hostname": "\0"}, "config.json: $.hostname: expected text"),
+        (
+            {"annotations": {"org.runphi.cmdline": "x\0-chardev\0file"}},
+            "$.annotations.org.runphi.cmdline: expected text",
+        ),
+        ({"annotations": {"a\0b": "x"}}, "$.annotations.a\\u0000b: expected text"),
+        (
+            {"linux": {"namespaces": [{"type": "network", "path": "/x\0--"}]}},
+            "$.linux.namespaces[0].path: expected text",
+        ),
+        ({"mounts": [{"destination": "/a", "options": ["a\0"]}]}, "$.mounts[0].options[0]: expected text"),
+        ({"linux": {"resources": {"memory": {"limit": 10**30}}}}, "$.linux.resources.memory.limit: expected a number"),
+        ({"process": {"rlimits": [{"hard": -(10**30)}]}}, "$.process.rlimits[0].hard: expected a number, got one of"),
+        ({"linux": {"cgroupsPath": "\0"}}, "$.linux.cgroupsPath: expected text"),
+        ({"hooks": {"poststop": [{"path": "/x", "env": ["\0"]}]}}, "$.hooks.poststop[0].env[0]: expected text"),
     ],
 )
 def test_wrong_types_are_located(document: Any, message: str) -> None:
@@ -186,3 +202,36 @@ def test_any_json_is_a_spec_or_a_spec_error(value: Any) -> None:
 def test_any_bytes_are_a_spec_or_a_spec_error(data: bytes) -> None:
     with contextlib.suppress(SpecError):
         spec.from_bytes(data)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+DOCUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "hostname": TEXTS,
+        "annotations": st.dictionaries(TEXTS, TEXTS, max_size=3),
+        "root": st.fixed_dictionaries({"path": TEXTS}),
+        "process": st.fixed_dictionaries({"args": st.lists(TEXTS, max_size=3), "env": st.lists(TEXTS, max_size=3)}),
+        "mounts": st.lists(st.fixed_dictionaries({"destination": TEXTS, "options": st.lists(TEXTS, max_size=2)})),
+        "linux": st.fixed_dictionaries({"namespaces": st.lists(st.fixed_dictionaries({"type": TEXTS, "path": TEXTS}))}),
+    },
+)
+
+
+@given(DOCUMENTS)
+def test_no_text_of_a_spec_holds_a_nul(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    if "\\u0000" in text.replace("\\\\", ""):
+        with pytest.raises(SpecError, match="NUL character"):
+            decode(document)
+    else:
+        assert "\0" not in "".join(texts(msgspec.to_builtins(decode(document))))
+
+
+def texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for item in (
+        (*value.keys(), *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        yield from texts(item)

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from backends.qemu.machine import QemuPlan
 from runphi_async.errors import PlanError
 from runphi_async.nic import Link
 from runphi_async.partition import conf
-from runphi_async.partition.boot import ImageFacts, Segment
+from runphi_async.partition.image import Handed, ImageFacts, Segment
 from runphi_async.partition.spec import GuestKind, PartitionPlan
 from runphi_async.partition.units import MIB
 from tests.unit.qemukit import (
@@ -91,7 +94,8 @@ def test_inmates(image: ImageFacts, machine: str, program: str) -> None:
     found = plan(image)
     assert found.argv[0] == program
     assert option(found, "-machine") == machine
-    assert option(found, "-kernel") == "/r/i"
+    assert option(found, "-kernel") == "image"
+    assert found.handed == (Handed("image", "/r/i", image, anew=True),)
     assert option(found, "-serial") == "chardev:con"
     assert (found.virtiofs, found.files) == (None, {})
 
@@ -199,18 +203,42 @@ def test_machine_by_annotation() -> None:
 
 def test_flat_images() -> None:
     found = plan(FLAT, arch="aarch64")
-    assert option(found, "-kernel") == "/r/i"
+    assert option(found, "-kernel") == "image"
     assert plan(FLAT, arch="aarch64", load_address=0x40080000).argv == found.argv
     found = plan(FLAT, arch="aarch64", load_address=0x40200000, inmate="/r/a,b")
     assert options(found, "-kernel") == []
-    assert "loader,file=/r/a,,b,addr=0x40200000,force-raw=on,cpu-num=0" in options(found, "-device")
+    assert "loader,file=image,addr=0x40200000,force-raw=on,cpu-num=0" in options(found, "-device")
 
 
-def test_commas_in_paths_and_names() -> None:
-    found = plan(MULTIBOOT, id="a,b", inmate="/r/i,1", ramdisk="/r/m,1")
-    assert option(found, "-name") == "guest=a,,b"
-    assert (option(found, "-kernel"), option(found, "-initrd")) == ("/r/i,1", "/r/m,,1")
-    assert option(plan(PVH, ramdisk="/r/m,1"), "-initrd") == "/r/m,1"
+def test_commas_in_names() -> None:
+    assert option(plan(id="a,b"), "-name") == "guest=a,,b"
+
+
+def no_nul(text: str) -> str:
+    return text.replace("\0", "")
+
+
+PATHS = st.text(max_size=30).map(lambda text: f"/r/{no_nul(text)}")
+
+
+@given(inmate=PATHS, ramdisk=PATHS, dtb=PATHS, cmdline=st.text(max_size=60).map(no_nul))
+@example(inmate="/r/i,1", ramdisk="/boot/x y", dtb="/r/d,-chardev", cmdline="-chardev file,id=p,path=/host")
+def test_no_text_of_an_image_is_more_than_one_word(inmate: str, ramdisk: str, dtb: str, cmdline: str) -> None:
+    """Whatever an image or an annotation says: the same options, and its words in none but the guest's own line."""
+    cases: tuple[tuple[ImageFacts, dict[str, Any]], ...] = (
+        (MULTIBOOT, {"ramdisk": ramdisk}),
+        (PVH, {"ramdisk": ramdisk}),
+        (ARM, {"ramdisk": ramdisk, "dtb": dtb}),
+        (FLAT, {"arch": "aarch64", "dtb": dtb}),
+    )
+    for image, asked in cases:
+        same: dict[str, Any] = {name: value if name == "arch" else "/r/x" for name, value in asked.items()}
+        plain = plan(image, cmdline="x", **same)
+        found = plan(image, inmate=inmate, cmdline=cmdline or "x", **asked)
+        assert [word for word in found.argv if word != (cmdline or "x")] == [word for word in plain.argv if word != "x"]
+        assert option(found, "-append") == (cmdline or "x")
+        assert next(file.source for file in found.handed) == inmate
+        assert all(re.fullmatch("[a-z]+", file.name) for file in found.handed)
 
 
 def test_linux_guest_in_software() -> None:
@@ -243,12 +271,17 @@ def test_kernel_with_its_own_ramdisk() -> None:
     asked: dict[str, Any] = {"kind": GuestKind.KERNEL, "inmate": None, "kernel": "/r/k", "ramdisk": "/r/rd"}
     found = plan(BZIMAGE, **asked, cmdline="quiet")
     assert option(found, "-machine").startswith("q35,")
-    assert (option(found, "-kernel"), option(found, "-initrd")) == ("/r/k", "/r/rd")
+    assert (option(found, "-kernel"), option(found, "-initrd")) == ("image", "ramdisk")
     assert option(found, "-append") == "console=ttyS0 panic=-1 quiet"
     assert option(found, "-serial") == "chardev:con"
     arm = plan(ARM_IMAGE, **asked, dtb="/r/d")
     assert option(arm, "-append").startswith("console=ttyAMA0")
-    assert option(arm, "-dtb") == "/r/d"
+    assert option(arm, "-dtb") == "dtb"
+    assert [(file.name, file.source) for file in arm.handed] == [
+        ("image", "/r/k"),
+        ("ramdisk", "/r/rd"),
+        ("dtb", "/r/d"),
+    ]
 
 
 @pytest.mark.parametrize(

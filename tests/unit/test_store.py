@@ -182,11 +182,12 @@ def test_a_record_comes_back_as_it_was(store: Store, root: str) -> None:
     [b"", b"{", b"null", b"[]", b"{}", b'{"id":1}', b"\xff\xfe", b'{"version":1,"id":"c1"}'],
     ids=repr,
 )
-def test_a_state_that_cannot_be_read_is_none(store: Store, root: str, content: bytes) -> None:
+def test_a_state_that_cannot_be_read_is_damaged(store: Store, root: str, content: bytes) -> None:
     name = store.claim("c1", root)
     with open(f"{store.directory(name)}/state.json", "wb") as file:
         file.write(content)
-    assert store.load(name) is None
+    with pytest.raises(StateError, match=r"cannot read state\.json of the record c1: "):
+        store.load(name)
 
 
 def test_no_state_is_none(store: Store, root: str) -> None:

@@ -15,8 +15,8 @@ from backends.xen.states import parse_pools
 from runphi_async.config import Xen
 from runphi_async.errors import PlanError
 from runphi_async.nic import Link
-from runphi_async.partition.boot import ImageFacts, ImageFormat
 from runphi_async.partition.channels import Channel
+from runphi_async.partition.image import ImageFacts, ImageFormat
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec
 from runphi_async.partition.units import MIB
 from tests.unit.xenkit import FACTS, IMAGE
@@ -57,7 +57,7 @@ def test_a_plain_guest() -> None:
         'name = "c1.879c44ef"',
         'uuid = "879c44ef-2494-4d63-ad47-ec714d04f38c"',
         'type = "pvh"',
-        'kernel = "/r/i"',
+        'kernel = "/run/c1/image"',
         "memory = 32",
         "maxmem = 32",
         "vcpus = 1",
@@ -81,7 +81,7 @@ def test_a_plain_guest() -> None:
             ['vif = [ "bridge=xenbr0", "bridge=xenbr0,rate=10Mb/s" ]'],
         ),
         ({"disk": "/srv/a.img,raw,xvdb,rw"}, ['disk = [ "/srv/a.img,raw,xvdb,rw" ]']),
-        ({"disk": "phy:/dev/vg/data,xvdb,w"}, ['disk = [ "phy:/dev/vg/data,xvdb,w" ]']),
+        ({"disk": "phy:/dev/vg/data,xvdb,w"}, ['disk = [ "/dev/vg/data,raw,xvdb,w" ]']),
         (
             {"p9": "tag=share,path=/srv/share,security_model=none"},
             ['p9 = [ "tag=share,path=/srv/share,security_model=none" ]'],
@@ -153,6 +153,16 @@ def test_the_containers_cpu_limit(quota: int, wishes: dict[str, str], keys: dict
         ({"vif": "bridge=xenbr0,script=/tmp/x"}, "script is not one of"),
         ({"disk": "/etc/shadow,raw,xvdb,rw"}, "cannot use disk /etc/shadow"),
         ({"disk": "format=raw,vdev=xvdb,target=/etc/shadow"}, "cannot use disk /etc/shadow"),
+        ({"disk": "/srv/a.img,qcow2,xvdb,rw"}, "cannot use disk qcow2:/srv/a.img"),
+        ({"disk": "/srv/a.img,raw,xvdb,rw,script=/rootfs/x"}, "it says more than target, format, vdev, access"),
+        ({"disk": "vdev=xvdb,script=/rootfs/x,target=/srv/a.img"}, "script is not one of target"),
+        ({"disk": "vdev=xvdb,target=/srv/a.img,target=/etc/shadow"}, "it says target twice"),
+        ({"disk": "/srv/../etc/shadow,raw,xvdb,rw"}, "/srv/../etc/shadow is not the plain name of a path"),
+        ({"disk": "nbd:/srv/a.img,raw,xvdb,rw"}, "target cannot be 'nbd:/srv/a.img'"),
+        ({"p9": "tag=a,path=/srv/share,path=/etc"}, "it says path twice"),
+        ({"p9": "tag=a,path=/srv/share/../../etc"}, "is not the plain name of a path"),
+        ({"vif": "bridge=xenbr0,bridge=br0"}, "it says bridge twice"),
+        ({"vif": "bridge=xenbr0,ip=`id`"}, "ip cannot be '`id`'"),
         ({"p9": "tag=a,path=/etc"}, "cannot use directory /etc"),
         ({"p9": "tag=a"}, "it says no path="),
         ({"pci": "0000:04:00.0"}, "cannot use pci 0000:04:00.0"),

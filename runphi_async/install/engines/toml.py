@@ -28,7 +28,7 @@ def read(text: str, name: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RunphiError(f"cannot read {name}: not TOML: {exc}", "mend it first") from exc
 
 

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A supervisor that starts: whatever one record is like, all others are found, and the sick one can be deleted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from backends import detect
+from runphi_async import recover
+from runphi_async.config import Config, Log
+from runphi_async.container import Status
+from runphi_async.errors import StateError
+from runphi_async.store import MADE, STATE, Record, Store, boot_id
+from runphi_async.supervisor import Supervisor
+from tests.unit.clikit import answer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+def record(path: Path, name: str, **fields: object) -> Record:
+    store = Store(str(path / "run"))
+    os.makedirs(store.run_dir, exist_ok=True)
+    root = str(path / "root")
+    assert store.claim(name, root) == name
+    found = Record(
+        id=name,
+        name=name,
+        root=root,
+        bundle=str(path),
+        rootfs=str(path),
+        backend="qemu",
+        status=Status.STOPPED,
+        created=1.0,
+        boot_id=boot_id(),
+        exit_code=3,
+        **fields,  # type: ignore[arg-type]
+    )
+    store.save(found)
+    store.save_made(found)
+    return found
+
+
+@asynccontextmanager
+async def started(path: Path) -> AsyncIterator[Supervisor]:
+    """A supervisor that has recovered all it found."""
+    supervisor = Supervisor(Config(log=Log(dir=str(path / "log"))), str(path / "run"))
+    async with anyio.create_task_group() as tasks:
+        supervisor.tasks = tasks
+        await recover.all_guests(supervisor)
+        yield supervisor
+        tasks.cancel_scope.cancel()
+
+
+async def check(path: Path, sick: str = "sick") -> None:
+    """Recover what is there: the sound ones are as they were, the sick one can be deleted."""
+    async with started(path) as supervisor:
+        for name in ("before", "zebra"):
+            assert supervisor.guests[name].record.exit_code == 3
+        if sick in supervisor.guests:
+            call = await answer(supervisor, "--root", str(path / "root"), "delete", "--force", sick)
+            assert (call.status, call.frames[:-1]) == (0, [])
+        assert not (path / "run" / sick).exists()
+        assert not os.path.lexists(path / "root" / sick) or sick not in supervisor.guests
+
+
+FIELDS = msgspec.json.decode(msgspec.json.encode(Record(
+    id="sick", name="sick", root="/r", bundle="/b", rootfs="/r", backend="qemu", status=Status.RUNNING, created=1.0,
+    boot_id="x", pid=7, cgroup="/sick", plan=msgspec.Raw(b'{"kind":"linux","arch":"x86_64","vcpus":1,"pins":[]}'),
+)))  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+CHANGES = st.dictionaries(
+    st.sampled_from([key for key in FIELDS if key not in ("name", "root", "cgroup")]), JSON, max_size=3
+)
+NAMES = st.sampled_from(
+    [STATE, MADE, "ctl.log", "ev.log", "pidfile", "vmm.pid", "vmm.status", "rules.json", "net.json"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=CHANGES, junk=st.dictionaries(NAMES, st.binary(max_size=60), max_size=3), cut=st.integers(0, 40))
+@example(changes={"pid": 1 << 70}, junk={}, cut=0)
+@example(changes={"plan": "x"}, junk={}, cut=0)
+@example(changes={"backend": "nosuch"}, junk={}, cut=0)
+@example(changes={}, junk={STATE: b"{", MADE: b"{"}, cut=0)
+@example(changes={}, junk={STATE: b"\xff", "pidfile": b"9" * 60}, cut=0)
+def test_one_sick_record_hides_no_other(changes: dict[str, object], junk: dict[str, bytes], cut: int) -> None:
+    async def run() -> None:
+        with TemporaryDirectory() as made:
+            path = Path(made)
+            for name in ("before", "sick", "zebra"):
+                record(path, name)
+            own = {"root": str(path / "root"), "bundle": str(path), "boot_id": boot_id()}
+            directory = path / "run" / "sick"
+            text = msgspec.json.encode({**FIELDS, **own, **changes})
+            (directory / STATE).write_bytes(text[: len(text) - cut])
+            for name, data in junk.items():
+                (directory / name).write_bytes(data)
+            await check(path)
+
+    anyio.run(run)
+
+
+async def test_what_stands_in_a_records_place(tmp_path: Path) -> None:
+    for name in ("before", "sick", "zebra"):
+        record(tmp_path, name)
+    directory = tmp_path / "run" / "sick"
+    for name in (STATE, MADE, "events.jsonl"):
+        (directory / name).unlink(missing_ok=True)
+        os.mkfifo(directory / name)
+    with anyio.fail_after(20):
+        await check(tmp_path)
+
+
+async def test_an_error_nobody_thought_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that lives, and a backend that fails with whatever it likes: killed and deleted all the same."""
+    for name in ("before", "zebra"):
+        record(tmp_path, name)
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        started_at = int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        found = record(tmp_path, "sick", pid=process.pid, pid_start=started_at)
+        found.status = Status.RUNNING
+        Store(str(tmp_path / "run")).save(found)
+
+        async def fails(*_: object) -> None:
+            raise ZeroDivisionError("nobody thought of this")
+
+        monkeypatch.setattr(detect, "backend", fails)
+        async with started(tmp_path) as supervisor:
+            sick = supervisor.guests["sick"]
+            assert str(sick.record.status) == "running"
+            assert process.poll() is None
+            root = str(tmp_path / "root")
+            call = await answer(supervisor, "--root", root, "pause", "sick")
+            assert "cannot drive the guest: nobody thought of this" in call.said(b"e")
+            call = await answer(supervisor, "--root", root, "kill", "sick", "KILL")
+            assert call.status == 0
+            assert str(sick.record.status) == "stopped"
+            assert process.wait(5) == -9
+            call = await answer(supervisor, "--root", root, "delete", "sick")
+            assert call.status == 0
+        assert sorted(os.listdir(tmp_path / "run")) == ["before", "zebra"]
+
+
+def test_a_damaged_record_is_no_missing_one(tmp_path: Path) -> None:
+    """It was taken for a create that had never ended, and removed: its QEMU went on, and nobody knew of it."""
+    record(tmp_path, "sick")
+    store = Store(str(tmp_path / "run"))
+    (tmp_path / "run" / "sick" / STATE).write_bytes(b"{")
+    with pytest.raises(StateError, match=r"cannot read state\.json of the record sick"):
+        store.load("sick")
+    assert store.load_made("sick") is not None
+    assert store.load("never") is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"name": "../other"}, {"cgroup": "/"}, {"cgroup": "/x/.."}, {"root": "x"}, {"id": "../x"}, {"root": "/\0"}],
+)
+def test_a_record_that_leads_elsewhere_is_damaged(tmp_path: Path, fields: dict[str, str]) -> None:
+    found = record(tmp_path, "sick")
+    text = msgspec.json.encode(msgspec.structs.asdict(found) | fields | {"plan": None})
+    (tmp_path / "run" / "sick" / STATE).write_bytes(text)
+    with pytest.raises(StateError):
+        Store(str(tmp_path / "run")).load("sick")
