@@ -10,7 +10,6 @@ PYTHON=$VENV/bin/python
 #: where bin/prepare-guest puts the guest kernel and its initrd
 GUEST_DIR=/var/lib/runphi/guest
 STEP_START=$SECONDS
-STEP_NAME=
 
 #: what the runtime and its demo need to run
 RUN_PACKAGES=(
@@ -28,7 +27,6 @@ TEST_PACKAGES=(
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {
-    STEP_NAME=$1
     printf '[%3ds] %s\n' "$((SECONDS - STEP_START))" "$1"
 }
 
@@ -53,7 +51,7 @@ attempt() {
 }
 
 need_root() {
-    [ "$(id -u)" = 0 ] || die "must run as root" "sudo $0 $*"
+    [ "$(id -u)" = 0 ] || die "must run as root" "sudo $0"
 }
 
 need_debian() {

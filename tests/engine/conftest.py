@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from runphi_async.testing.containerd import CHECKOUT
+from tests.engine.core import engine_of
 from tests.engine.docker import Docker
 from tests.engine.harness import LINUX_GUEST, PLAIN_RUNC, PLAIN_RUNPHI, Engine, Runtime
 from tests.engine.podman import Podman
 from tests.engine.pods import PodEngine
+from tests.once import made_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +38,13 @@ POD_IMAGES = ("demo", "busybox", "pause")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test of this directory drives a real containerd."""
+    """Every test of this directory drives a real engine; some are the core."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.engine)
+            if (engine := engine_of(item.nodeid.rpartition("tests/engine/")[2])) is not None:
+                item.add_marker(pytest.mark.core(engine=engine))
 
 
 @pytest.fixture(scope="session")
@@ -52,22 +56,17 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def images(place: Path) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The demo images as OCI archives, built from this checkout."""
-    inmates, archives = place / "inmates", place / "images"
     tools = CHECKOUT / "bin"
-    build: list[str | Path] = [
-        tools / "build-images",
-        archives,
-        "--inmates",
-        inmates,
-        "--large",
-        str(LARGE_MIB),
-        "--pause",
-    ]
-    subprocess.run([tools / "build-inmates", inmates], check=True, capture_output=True)
-    subprocess.run(build, check=True, capture_output=True)
-    return sorted(archives.glob("*.tar"))
+
+    def build(top: Path) -> None:
+        inmates = str(top / "inmates")
+        subprocess.run([tools / "build-inmates", inmates], check=True, capture_output=True)
+        words = [str(top / "images"), "--inmates", inmates, "--large", str(LARGE_MIB), "--pause"]
+        subprocess.run([tools / "build-images", *words], check=True, capture_output=True)
+
+    return sorted((made_once(tmp_path_factory, "images", build) / "images").glob("*.tar"))
 
 
 @pytest.fixture(scope="session")

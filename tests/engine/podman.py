@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -60,8 +61,9 @@ class Podman(CommandLine):
             directory.mkdir(parents=True, mode=0o700)
         # podman calls the runtime without the variables of the caller when a container has ended
         launcher = self.run / "runphi"
-        variables = "".join(f"export {key}='{value}'\n" for key, value in self.env.items() if key.startswith("RUNPHI_"))
-        launcher.write_text(f'#!/bin/sh\n{variables}exec {RUNPHI} "$@"\n')
+        ours = {key: value for key, value in self.env.items() if key.startswith("RUNPHI_")}
+        variables = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in ours.items())
+        launcher.write_text(f'#!/bin/sh\n{variables}exec {shlex.quote(str(RUNPHI))} "$@"\n')
         launcher.chmod(0o755)
         config = self.run / "containers.conf"
         config.write_text(CONFIG.format(runc=json.dumps(str(RUNC)), runphi=json.dumps(str(launcher))))

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from runphi_async.testing.containerd import wait_until
+from tests.engine.cli import BUSYBOX
 from tests.engine.harness import ANSWER, BANNER, PROMPT, command, exit_code
 
 if TYPE_CHECKING:
@@ -47,6 +49,22 @@ def test_exit_code_and_output_on_pipes(cli: CommandLine) -> None:
     child.send(b"exit 7\r")
     assert child.finish() == 7
     assert cli.containers() == []
+
+
+def test_a_linux_guest(cli: CommandLine) -> None:
+    script = "cat /proc/cmdline; echo out; exit 8"
+    done = cli.call(*cli.run_args(BUSYBOX, cli.name(), "/bin/sh", "-c", script, options=["--rm", "-e", "LINUX=1"]))
+    assert (done.returncode, done.stderr) == (8, "")
+    kernel, said = done.stdout.replace("\r", "").splitlines()
+    assert kernel != Path("/proc/cmdline").read_text().strip()  # it is a kernel of its own
+    assert said == "out"
+
+
+def test_an_ordinary_container(cli: CommandLine) -> None:
+    script = "cat /proc/cmdline; echo out; exit 9"
+    done = cli.call(*cli.run_args(BUSYBOX, cli.name(), "/bin/sh", "-c", script, options=["--rm"]))
+    assert (done.returncode, done.stderr) == (9, "")
+    assert done.stdout == f"{Path('/proc/cmdline').read_text()}out\n"
 
 
 def test_terminal(cli: CommandLine) -> None:

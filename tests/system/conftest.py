@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runphi_async.install.tree import requirements
+from tests.once import made_once
 from tests.system.overlay import Overlay
 from tests.system.place import ROOT, Place
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def inmates_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def build(out: Path) -> None:
+        done = subprocess.run([ROOT / "bin" / "build-inmates", out], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
     # on /tmp: bundles hold hard links to it
-    out = tmp_path_factory.mktemp("inmates")
-    done = subprocess.run([ROOT / "bin" / "build-inmates", out], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out
+    return made_once(tmp_path_factory, "inmates", build)
 
 
 @pytest.fixture
@@ -44,13 +46,15 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheels of our dependencies; from here on no test needs a network."""
-    folder = tmp_path_factory.mktemp("wheels")
-    argv = ["/usr/bin/python3", "-m", "venv", str(folder / "venv")]
-    subprocess.run(argv, check=True, capture_output=True)
-    pip = [str(folder / "venv/bin/pip"), "download", "-q", "--only-binary", ":all:", "-d", str(folder)]
-    subprocess.run([*pip, *requirements(str(ROOT))], check=True, capture_output=True)
-    shutil.rmtree(folder / "venv")
-    return folder
+
+    def fetch(folder: Path) -> None:
+        argv = ["/usr/bin/python3", "-m", "venv", str(folder / "venv")]
+        subprocess.run(argv, check=True, capture_output=True)
+        pip = [str(folder / "venv/bin/pip"), "download", "-q", "--only-binary", ":all:", "-d", str(folder)]
+        subprocess.run([*pip, *requirements(str(ROOT))], check=True, capture_output=True)
+        shutil.rmtree(folder / "venv")
+
+    return made_once(tmp_path_factory, "wheels", fetch)
 
 
 @pytest.fixture

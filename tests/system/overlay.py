@@ -16,14 +16,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from runphi_async.testing.containerd import passed_on
 from tests.system.place import ROOT, ended
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 #: What runPHI keeps, and what it was installed as: the machine in the overlay has never seen it, whatever was done here
 #: before.
 HIDDEN = ("/etc/runphi", "/var/lib/runphi", "/var/log/runphi", "/usr/share/runPHI")
+#: What engines leave when they are used. It is hidden, too: in the overlay no engine has ever run, whatever ran here,
+#: so that a comparison meets the worst machine everywhere.
+ENGINES_OWN = (
+    "/etc/cni/net.d/cni.lock", "/etc/containers/networks", "/etc/docker/key.json", "/opt/containerd",
+    "/var/lib/cni", "/var/lib/containerd", "/var/lib/containers", "/var/lib/docker",
+)  # fmt: skip
 #: Run in the new namespace; its mounts go with it. $1: place, $2: checkout, $3: what is hidden. A layer of whiteouts
 #: (character devices 0, 0, as the kernel's overlayfs.rst has it) hides files.
 _LAYERS = """set -e
@@ -54,12 +62,22 @@ read -r _
     def __enter__(self) -> Self:
         self.path = Path(tempfile.mkdtemp(prefix="rpo", dir="/tmp"))
         script = _LAYERS + _CHECKOUT + self.script
-        argv = [*self.unshare(), "/bin/sh", "-c", script, "hold", str(self.path), str(ROOT), " ".join(HIDDEN)]
+        argv = [
+            *self.unshare(),
+            "/bin/sh",
+            "-c",
+            script,
+            "hold",
+            str(self.path),
+            str(ROOT),
+            " ".join([*HIDDEN, *ENGINES_OWN]),
+        ]
         self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         # everything is reached through the holder, whose namespace it is
         self.merged = Path(f"/proc/{self._holder.pid}/root{self.path}/root")
         self.upper = Path(f"/proc/{self._holder.pid}/root{self.path}/upper")
         self._space = ""
+        self._stock: dict[str, tuple[object, ...]] = {}
         try:
             self.wait_ready()
             self._space = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
@@ -107,8 +125,8 @@ read -r _
         return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt"]
 
     def command(self, *argv: str, env: dict[str, str] | None = None) -> list[str]:
-        """Return the command line that runs a command there, with this environment and no other."""
-        variables = [f"{name}={value}" for name, value in (env or {}).items()]
+        """Return the command line that runs a command there, with this environment and no other but an accelerator."""
+        variables = [f"{name}={value}" for name, value in {**passed_on(), **(env or {})}.items()]
         return [*self.enter(), "--", "chroot", f"{self.path}/root", "/usr/bin/env", "-i", *variables, *argv]
 
     def run(self, *argv: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -129,25 +147,45 @@ read -r _
         return done.stdout
 
     def differences(self, *, but: tuple[str, ...] = ()) -> list[str]:
-        """Say what is not as on the machine, file by file.
+        """Say what is not as it was when stock was taken, or else as on the machine, file by file.
 
         :param but: files that are left out, with everything below them.
         """
         found = []
+        for path, changed in self._changed():
+            if not any(path == each or path.startswith(each + "/") for each in but):
+                if path in self._stock:
+                    found += [] if _print(changed) == self._stock[path] else [f"{path}: is not as it was"]
+                else:
+                    found += [f"{path}: {what}" for what in _compare(Path(path), changed)]
+        return sorted(
+            found + [f"{path}: is gone" for path in self._stock if not os.path.lexists(f"{self.upper}{path}")]
+        )
+
+    def take_stock(self) -> None:
+        """From here on, compare with what is there now: what engines leave when they are used is not looked at."""
+        self._stock = {path: _print(changed) for path, changed in self._changed()}
+
+    def _changed(self) -> Iterator[tuple[str, Path]]:
+        """Yield what differs from the machine, and where it lies."""
         for folder, names, files in os.walk(self.upper):
             for name in [*names, *files]:
                 changed = Path(folder) / name
-                path = "/" + str(changed.relative_to(self.upper))
-                if not any(path == each or path.startswith(each + "/") for each in but):
-                    found += [f"{path}: {what}" for what in _compare(Path(path), changed)]
-        return sorted(found)
+                yield "/" + str(changed.relative_to(self.upper)), changed
+
+
+def _print(path: Path) -> tuple[object, ...]:
+    """Return all of a file that a comparison sees."""
+    info = path.lstat()
+    words = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else info.st_rdev
+    return info.st_mode, info.st_uid, info.st_gid, words
 
 
 def _compare(old: Path, new: Path) -> list[str]:
     after = new.lstat()
     if stat.S_ISCHR(after.st_mode) and after.st_rdev == 0:
         return ["is gone"]
-    if not os.path.lexists(old) or any(old.is_relative_to(each) for each in HIDDEN):
+    if not os.path.lexists(old) or any(old.is_relative_to(each) for each in (*HIDDEN, *ENGINES_OWN)):
         return ["is new"]
     before = old.lstat()
     fields = ("st_mode", "st_uid", "st_gid")

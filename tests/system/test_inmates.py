@@ -120,10 +120,8 @@ def build(out: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def inmates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("inmates")
-    build(out)
-    return out
+def inmates(inmates_built: Path) -> Path:
+    return inmates_built
 
 
 @pytest.fixture

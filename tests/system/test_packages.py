@@ -8,15 +8,17 @@ import os
 import subprocess
 import tarfile
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from runphi_async.version import VERSION
+from tests.once import made_once
 from tests.system.place import ROOT, ended
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.system.overlay import Overlay
 
 #: what dpkg keeps of its own doings
@@ -40,18 +42,20 @@ pytestmark = pytest.mark.timeout(600)  # packages are fetched and built
 # Section: wheel and source distribution
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, and the wheel that is made of it and of nothing else."""
-    top = tmp_path_factory.mktemp("dist")
-    run("/usr/bin/python3", "-m", "venv", top / "tools")
-    run(top / "tools/bin/pip", "install", "--quiet", "--disable-pip-version-check", "build")
-    # a copy: setuptools leaves its own files in the tree it builds
-    run("git", "clone", "--quiet", "--no-hardlinks", ROOT, top / "source")
-    changed = run("git", "-C", ROOT, "diff", "HEAD", "--binary")
-    subprocess.run(["git", "-C", top / "source", "apply", "--allow-empty"], input=changed, text=True, check=True)
-    run(top / "tools/bin/python", "-m", "build", "--outdir", top / "dist", top / "source")
-    return top / "dist"
+
+    def build(top: Path) -> None:
+        run("/usr/bin/python3", "-m", "venv", top / "tools")
+        run(top / "tools/bin/pip", "install", "--quiet", "--disable-pip-version-check", "build")
+        # a copy: setuptools leaves its own files in the tree it builds
+        run("git", "clone", "--quiet", "--no-hardlinks", ROOT, top / "source")
+        changed = run("git", "-C", ROOT, "diff", "HEAD", "--binary")
+        subprocess.run(["git", "-C", top / "source", "apply", "--allow-empty"], input=changed, text=True, check=True)
+        run(top / "tools/bin/python", "-m", "build", "--outdir", top / "dist", top / "source")
+
+    return made_once(tmp_path_factory, "dist", build) / "dist"
 
 
 def test_the_source_distribution_is_whole(dist: Path) -> None:
@@ -98,10 +102,13 @@ def test_the_wheel_runs(dist: Path, wheels: Path, tmp_path: Path) -> None:
 # Section: Debian's package
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Path:
-    out = tmp_path_factory.mktemp("deb")
-    return Path(run(ROOT / "packaging/build-deb", "--wheels", wheels, out).strip())
+    def build(out: Path) -> None:
+        run(ROOT / "packaging/build-deb", "--wheels", wheels, out)
+
+    (deb,) = made_once(tmp_path_factory, "deb", build).glob("*.deb")
+    return deb
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces are made by root")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.checkout import OpenCheckout
+
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(90)]
 
 ESCAPE = "\x1d"
@@ -419,17 +421,17 @@ def test_send_with_progress_and_from_within_attach(
 
 
 @pytest.mark.parametrize("config", ['[supervisor]\ngroup = "games"\n'])
-def test_members_of_the_group_use_consoles_and_nothing_else(place: Place, tmp_path: Path) -> None:
+def test_members_of_the_group_use_consoles_and_nothing_else(
+    place: Place, tmp_path: Path, open_checkout: OpenCheckout
+) -> None:
     import grp
 
     os.chmod(place.path, 0o711)
     guest = place.running("c1", backend="fake")
 
     def call(*words: str, groups: tuple[int, ...]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [RUNPHI, *words], env=place.env, input="exit 5\n", capture_output=True, text=True, timeout=PATIENCE,
-            user=65534, group=65534, extra_groups=groups, cwd="/", check=False,
-        )  # fmt: skip
+        argv = [str(open_checkout.root / "bin" / "runphi"), *words]
+        return open_checkout.call_as_nobody(argv, groups=groups, env=place.env, input="exit 5\n", timeout=PATIENCE)
 
     member = (grp.getgrnam("games").gr_gid,)
     assert [path.stat().st_mode & 0o777 for path in (place.run_dir, place.run_dir / "supervisor.sock")] == [

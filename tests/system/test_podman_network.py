@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from runphi_async import config
 from tests.system.linuxkit import BUSYBOX, NETNS, fill_rootfs
-from tests.system.place import ROOT
+from tests.system.place import RUNPHI
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,8 +61,8 @@ class Podman:
         (self.path / "containers.conf").write_text(CONFIG.replace("PLACE", str(self.path)))
         # podman calls the runtime without the variables of the caller when a container has ended
         launcher = self.path / "runphi"
-        variables = "".join(f"export {key}='{value}'\n" for key, value in place.env.items() if key != "PATH")
-        launcher.write_text(f'#!/bin/sh\n{variables}exec {ROOT}/bin/runphi "$@"\n')
+        variables = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in place.env.items() if key != "PATH")
+        launcher.write_text(f'#!/bin/sh\n{variables}exec {shlex.quote(RUNPHI)} "$@"\n')
         launcher.chmod(0o755)
         # started from here the supervisor is nobody else's child, and in the host's network namespace
         place.must("list")

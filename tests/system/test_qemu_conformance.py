@@ -3,32 +3,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from backends.qemu.backend import QemuBackend
-from runphi_async.config import Config
+from runphi_async.config import load
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from tests.unit.conformance import Life, TellsPauses
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from backends.base import Backend
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture(scope="session")
-def built_inmates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("inmates")
-    done = subprocess.run([ROOT / "bin" / "build-inmates", out], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 class QemuConformance(TellsPauses):
@@ -40,11 +31,11 @@ class QemuConformance(TellsPauses):
 
     @pytest.fixture
     async def backend(self, tmp_path: Path) -> Backend:
-        return QemuBackend(Config(), str(tmp_path))
+        return QemuBackend(load(os.devnull), str(tmp_path))  # the accelerator is the environment's, if any
 
     @pytest.fixture
-    def spec(self, tmp_path: Path, built_inmates: Path) -> GuestSpec:
-        return GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs=str(tmp_path), inmate=str(built_inmates / self.image))
+    def spec(self, tmp_path: Path, inmates_built: Path) -> GuestSpec:
+        return GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs=str(tmp_path), inmate=str(inmates_built / self.image))
 
 
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86")

@@ -41,11 +41,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def inmates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("inmates")
-    done = subprocess.run([ROOT / "bin" / "build-inmates", out], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out
+def inmates(inmates_built: Path) -> Path:
+    return inmates_built
 
 
 class Guest:

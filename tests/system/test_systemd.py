@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runphi_async.testing.containerd import passed_on
 from tests.system.booted import Booted
 from tests.system.place import ROOT, until
 
@@ -37,6 +38,10 @@ def booted(wheels: Path) -> Iterator[Booted]:
     with Booted() as made:
         shutil.copytree(wheels, made.merged / "run/wheels")
         made.must(str(ROOT / "bin/configure"), "-c", "qemu", "--wheels", "/run/wheels")
+        settings = made.merged / f"run/systemd/system/{SERVICE}.d/tests.conf"
+        settings.parent.mkdir()
+        lines = [f'Environment="{name}={value}"\n' for name, value in passed_on().items()]
+        settings.write_text("".join(["[Service]\n", *lines]))
         yield made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -66,9 +67,13 @@ class Step(NamedTuple):
 
 
 class FakeBoard:
-    """A board in a directory that everybody may enter: one recorded command is another user's."""
+    """A board in a directory that everybody may enter: one recorded command is another user's.
 
-    def __init__(self) -> None:
+    :param checkout: whose programs are used; one that everybody may enter, too, where another user calls them.
+    """
+
+    def __init__(self, checkout: Path = ROOT) -> None:
+        self.checkout = checkout
         self.folder = tempfile.TemporaryDirectory(prefix="board-")
         self.root = Path(self.folder.name)
         self.root.chmod(0o755)
@@ -103,8 +108,9 @@ class FakeBoard:
     @property
     def env(self) -> dict[str, str]:
         """Environment of commands on the board."""
-        fake = f"{sys.executable} -I -c 'import sys; sys.path.insert(0, \"{ROOT}\")\n{RUN}'"
-        path = f"{self.root}/shims:{BIN}:{os.environ['PATH']}"
+        code = f"import sys; sys.path.insert(0, {str(self.checkout)!r})\n{RUN}"
+        fake = shlex.join([sys.executable, "-I", "-c", code])
+        path = f"{self.root}/shims:{self.checkout / BIN.relative_to(ROOT)}:{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "FAKE_JAILHOUSE": str(self.root), "BOARD": str(self.root), "FAKE": fake}
 
     def run(self, command: str, timeout: float = 50) -> Result:

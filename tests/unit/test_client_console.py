@@ -80,13 +80,16 @@ def person(run_dir: Path) -> Iterator[Callable[..., pexpect.spawn]]:
     opened: list[pexpect.spawn] = []
 
     def start(*words: str, size: tuple[int, int] = (33, 99)) -> pexpect.spawn:
-        script = '"$0" "$@"; echo "status $?"; read x'
+        gate = run_dir.parent / f"gate{len(opened)}"
+        os.mkfifo(gate)
+        script = f'read x <{gate}; "$0" "$@"; echo "status $?"; read x'
         child = pexpect.spawn(
             "/bin/sh", ["-c", script, RUNPHI, *words], env=environment(run_dir), dimensions=size, timeout=PATIENCE
         )
         child.delaybeforesend = None
         opened.append(child)
         child.before_settings = settings(child)
+        gate.write_text("\n")  # the client may touch the terminal from here on
         return child
 
     yield start

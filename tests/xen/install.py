@@ -14,13 +14,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from packaging.requirements import Requirement
+from tests.checkout import ROOT, make_environment
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
 #: What dom0 needs besides the wheel's own dependencies.
 TOOLS: Final = ("pytest", "pytest-asyncio", "pytest-timeout", "pexpect")
 WHEEL_SOURCES: Final = ("pyproject.toml", "README.md", "LICENSE", "runphi_async", "consoles", "backends")
@@ -57,31 +55,6 @@ def build_wheel(out: Path) -> Path:
     return wheel
 
 
-def distributions(names: list[str]) -> dict[str, metadata.Distribution]:
-    """Return these distributions and all they depend on, as installed in this environment."""
-    found: dict[str, metadata.Distribution] = {}
-    while names:
-        wanted = Requirement(names.pop())
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        key = wanted.name.lower().replace("_", "-")
-        if key in found:
-            continue
-        found[key] = metadata.distribution(wanted.name)
-        names += found[key].requires or []
-    return found
-
-
-def copy_distribution(distribution: metadata.Distribution, site: Path) -> None:
-    """Copy a distribution's files that lie in site-packages."""
-    for file in distribution.files or []:
-        if file.parts[0] == ".." or "__pycache__" in file.parts:
-            continue
-        target = site / str(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(str(distribution.locate_file(file)), target)
-
-
 def build_vchan_demo(out: Path) -> None:
     """Build the example of a guest that serves a vchan."""
     source = ROOT / "examples" / "channels" / "vchan_demo.c"
@@ -100,13 +73,7 @@ def pack(share: Path) -> None:
         wheel.unlink()
         needed = [line.split(":", 1)[1].strip() for line in (home / info / "METADATA").read_text().splitlines()
                   if line.startswith("Requires-Dist:")]  # fmt: skip
-        site = home / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        site.mkdir(parents=True)
-        for distribution in distributions([*needed, *TOOLS]).values():
-            copy_distribution(distribution, site)
-        (home / "venv" / "bin").mkdir()
-        (home / "venv" / "bin" / "python").symlink_to("/usr/bin/python3")
-        (home / "venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+        make_environment(home / "venv", [*needed, *TOOLS])
         for tree in TREES:
             shutil.copytree(ROOT / tree, home / tree, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", home / "pyproject.toml")

@@ -12,7 +12,6 @@ import os
 from errno import EBUSY, EINVAL
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from backends.guest import elf
 from runphi_async.errors import PlanError
 from runphi_async.testing.fake_jailhouse.place import Errno
 
@@ -58,6 +57,8 @@ def load(place: Place, record: dict[str, Any], image: RcpuImage) -> None:
 
 
 def _load(place: Place, record: dict[str, Any], image: RcpuImage) -> None:
+    from backends.guest import elf  # costs as much as the rest of a call that has no such image
+
     if image.rcpu not in record["rcpus"]:
         place.dmesg(f"rcpu ID {image.rcpu} not valid")
         raise Errno(EINVAL)

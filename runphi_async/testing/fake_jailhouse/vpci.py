@@ -8,7 +8,6 @@ too; so a device works between the root system and one cell at a time.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -76,10 +75,13 @@ class Side:
     """
 
     def __init__(self, folder: Path, device: PciDevice) -> None:
+        import asyncio  # costs more than all else that a call of the tool imports, and only a cell's process needs it
+
         self.id = device.shmem_dev_id
         self.protocol = device.shmem_protocol
         self.rw: Region = open_region(f"{folder}/rw_section")
         self.rang = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._table = open_region(f"{folder}/state_table")
         registers = open_region(f"{folder}/registers")
         self._root = registers.load(REG_ID)
@@ -92,7 +94,7 @@ class Side:
 
     def _listen(self) -> None:
         self._stores = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        asyncio.get_running_loop().add_reader(self._stores, self._stored)
+        self._loop.add_reader(self._stores, self._stored)
 
     def _stored(self) -> None:
         """The root system stored into its registers, or its last descriptor is closed."""
@@ -115,7 +117,7 @@ class Side:
             self._listen()
 
     def _leave(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._stores)
+        self._loop.remove_reader(self._stores)
         os.close(self._stores)
 
     def _interrupt(self) -> None:
