@@ -19,11 +19,20 @@ RUN_PACKAGES=(
 )
 
 #: what the tests need beside that
-# shellcheck disable=SC2034 # bin/test uses it
 TEST_PACKAGES=(
     socat containernetworking-plugins iproute2 podman conmon catatonit docker.io git netavark aardvark-dns
-    device-tree-compiler libc6-dev-arm64-cross libxen-dev systemd
+    device-tree-compiler e2fsprogs libc6-dev-arm64-cross libxen-dev procps systemd
 )
+
+# What other releases than Debian 12 call otherwise or have in packages of their own; testing has no VERSION_ID.
+# shellcheck source=/dev/null
+case $(. /etc/os-release && printf '%s' "${ID:-}${VERSION_ID:-}") in
+    debian12) ;;
+    *)
+        RUN_PACKAGES+=(virtiofsd)
+        TEST_PACKAGES+=(docker-cli nftables)
+        ;;
+esac
 
 # step TEXT: say what is being done now, with the seconds since the script started
 step() {
@@ -56,7 +65,7 @@ need_root() {
 
 need_debian() {
     command -v apt-get >/dev/null ||
-        die "no apt-get on this system: only Debian 12 is supported" "install by hand: ${RUN_PACKAGES[*]}"
+        die "no apt-get on this system: only Debian 12 and 13 are supported" "install by hand: ${RUN_PACKAGES[*]}"
 }
 
 # apt_need PACKAGE…: install the packages that are not there yet

@@ -23,6 +23,7 @@ from runphi_async import digits
 from runphi_async.cgroup_limits import Limits as Limits
 from runphi_async.cgroup_limits import v1_files, v2_files
 from runphi_async.errors import CgroupError
+from runphi_async.processes import children
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -166,6 +167,16 @@ class Cgroup:
         """Move a process into the cgroup."""
         for hierarchy in self._used:
             _write(f"{hierarchy.mount}{self.path}/cgroup.procs", str(pid))
+
+    def join_family(self, pid: int) -> None:
+        """Move a process, then its children: later ones are born in the cgroup, and one may have ended meanwhile."""
+        self.join(pid)
+        for child in children(pid):
+            try:
+                self.join(child)
+            except CgroupError as exc:
+                if getattr(exc.__cause__, "errno", None) != errno.ESRCH:
+                    raise
 
     def pids(self) -> list[int]:
         """Return the processes in the cgroup; empty when it is gone."""

@@ -215,9 +215,13 @@ class Qemu(_Section, frozen=True):
     ] = "auto"
     x86_64: Annotated[str, _doc("QEMU for x86-64 guests, a path or a name looked up in PATH.")] = "qemu-system-x86_64"
     aarch64: Annotated[str, _doc("QEMU for arm64 guests.")] = "qemu-system-aarch64"
-    virtiofsd: Annotated[str, _doc("Server that shares the image's root filesystem with a Linux guest.")] = (
-        "/usr/lib/qemu/virtiofsd"
-    )
+    virtiofsd: Annotated[
+        str,
+        _doc(
+            "Server that shares the image's root filesystem with a Linux guest; a path, or a name looked up in PATH, "
+            "`/usr/libexec` and `/usr/lib/qemu`."
+        ),
+    ] = "virtiofsd"
     kernel: Annotated[str, _doc("Kernel of Linux guests whose image brings none.")] = "/var/lib/runphi/guest/vmlinux"
     initrd: Annotated[str, _doc("Initial ramdisk for that kernel.")] = "/var/lib/runphi/guest/initrd"
     overhead_bytes: Annotated[

@@ -299,12 +299,11 @@ class Creation:
             log.warning("%s: %s", guest.record.name, exc)
 
     def _fill_cgroup(self, guest: Guest, driver: Driver) -> None:
-        """Move the stub, then what it forked before it was moved: later children are born in the cgroup."""
-        group, pid = guest.cgroup, guest.record.pid
-        group.join(pid)
-        for process in (*children(pid), *driver.helpers()):
-            group.join(process)
-        self._rank(driver.helpers())
+        """Move the stub and the guest's helpers, with what they have forked by now."""
+        for pid in (guest.record.pid, *driver.helpers()):
+            guest.cgroup.join_family(pid)
+        for pid in driver.helpers():
+            self._rank((pid, *children(pid)))
 
     def _rank(self, pids: Iterable[int]) -> None:
         """Give processes the container's rank for the out-of-memory killer; without one they keep the engine's."""

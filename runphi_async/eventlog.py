@@ -70,6 +70,10 @@ class EventLog:
         except OSError:
             return b""
 
+    def has(self, directory: str, kind: str) -> bool:
+        """Whether an event of this kind was ever written. Within a text its quotes would be escaped."""
+        return msgspec.json.encode({"event": kind})[1:-1] in self.read(directory, 0)
+
     @contextlib.contextmanager
     def following(self, directory: str, wake: Callable[[], None]) -> Iterator[None]:
         """Call ``wake`` after every event while the block runs."""

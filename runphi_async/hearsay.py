@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from runphi_async.guest import Guest
 
 log = logging.getLogger(__name__)
+
+#: the event of a second try
+FALLBACK: Final = "accel-fallback"
 
 
 def paused(guest: Guest, by: str) -> None:
@@ -41,10 +44,12 @@ def _stands(guest: Guest, expected: Status, event: Event, by: str) -> None:
 
 def again(guest: Guest, reason: str) -> None:
     """The guest was started a second time, without KVM."""
-    if guest.record.fallback is None:  # else a supervisor before us has said so
+    if guest.record.fallback is None:
         guest.record.fallback = reason
         guest.save_boot()
-        guest.note("accel-fallback", accel="tcg", reason=reason)
+    elif guest.events.has(guest.directory, FALLBACK):
+        return  # a supervisor before us has said so; it may also have been killed right behind the record
+    guest.note(FALLBACK, accel="tcg", reason=reason)
 
 
 async def enrol(guest: Guest, pids: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
-from backends.qemu import accel
+from backends.qemu import accel, virtiofsd
 from backends.qemu import plan as planning
 from backends.qemu.driver import QMP_FD, QemuDriver
 from backends.qemu.machine import QemuPlan
@@ -111,11 +111,13 @@ class QemuBackend:
         for path, what, mend in (
             (config.kernel, "kernel", "run bin/prepare-guest, or set qemu.kernel"),
             (config.initrd, "initial ramdisk", "run bin/prepare-guest, or set qemu.initrd"),
-            (config.virtiofsd, "file server", "apt-get install qemu-system-common, or set qemu.virtiofsd"),
         ):
             if not os.access(path, os.R_OK):
                 text = f"cannot run Linux guests (LINUX=1): no {what} at {path}"
                 absent.append(Finding(Level.WARNING, self.name, text, mend))
+        if virtiofsd.find(config.virtiofsd) is None:
+            text = f"cannot run Linux guests (LINUX=1): no file server {config.virtiofsd}"
+            absent.append(Finding(Level.WARNING, self.name, text, virtiofsd.hint()))
         obstacle = nic.obstacle()
         if obstacle:
             absent.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))

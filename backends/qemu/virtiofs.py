@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from backends.qemu import virtiofsd
 from runphi_async import digits, regular, syscalls
 from runphi_async.errors import BackendError
 from runphi_async.namespaces import apart
@@ -46,7 +47,7 @@ class Share(msgspec.Struct, frozen=True):
 class Server:
     """The virtiofsd of one guest.
 
-    :param program: path of virtiofsd.
+    :param program: path or name of virtiofsd.
     :param directory: the record directory; socket, pid and log lie there.
     """
 
@@ -73,7 +74,7 @@ class Server:
         except OSError as exc:
             raise BackendError(
                 f"cannot share the root filesystem: {self._program}: {exc.strerror}",
-                "install qemu-system-common (Debian 12) or set qemu.virtiofsd in the configuration",
+                virtiofsd.hint(),
             ) from exc
         finally:
             listener.close()
@@ -85,15 +86,11 @@ class Server:
 
     def _serve(self, share: str, rootfs: str, binds: Sequence[Bind], listener: int) -> subprocess.Popen[bytes]:
         """Put the share together and start the server; in a thread that ends with this."""
+        argv = virtiofsd.command(self._program, listener, share)
         put_together(share, rootfs, binds)
         with open(os.path.join(self._directory, "fs.log"), "wb") as log:
             return subprocess.Popen(
-                [
-                    self._program,
-                    f"--fd={listener}",
-                    "-o", f"source={escaped(share)},sandbox=namespace,cache=auto,xattr,modcaps=+sys_admin",
-                ],
-                pass_fds=(listener,), start_new_session=True, cwd="/",
+                argv, pass_fds=(listener,), start_new_session=True, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -118,11 +115,6 @@ class Server:
             return Process(pid, started) if pid and started is not None else None
         except (OSError, ValueError):
             return None
-
-
-def escaped(value: str) -> str:
-    """Return the value of one of virtiofsd's options: libfuse takes the list apart at commas, and a backslash away."""
-    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def put_together(share: str, rootfs: str, binds: Sequence[Bind]) -> None:

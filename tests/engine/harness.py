@@ -14,6 +14,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pexpect
 
-from runphi_async.testing.containerd import RUNPHI, PrivateContainerd
+from runphi_async.testing.containerd import PLAIN_ENV, RUNPHI, PrivateContainerd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RUNC: Final = Path("/usr/sbin/runc")
+#: in /usr/sbin on Debian 12, in /usr/bin on 13
+RUNC: Final = Path(shutil.which("runc", path=PLAIN_ENV["PATH"]) or "/usr/sbin/runc")
 DEMO: Final = "runphi/demo:latest"
 BUSYBOX: Final = "runphi/busybox:latest"
 INMATE: Final = {"INMATE": "/boot/inmate.elf"}

@@ -34,6 +34,9 @@ runc = [{runc}]
 runphi = [{runphi}]
 """
 
+#: podman 5 warns on stderr at each call where there is cgroup v1
+QUIET: Final = {"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
+
 
 class Podman(CommandLine):
     """podman with this project's runtime under the name ``runphi``."""
@@ -51,7 +54,7 @@ class Podman(CommandLine):
     )
 
     def __init__(self, store: Path, run: Path, namespace: str, *, env: Mapping[str, str] | None = None) -> None:
-        super().__init__(store, run, namespace, env=env)
+        super().__init__(store, run, namespace, env={**QUIET, **(env or {})})
         self._driver = "overlay"
         self._pods: list[str] = []
 

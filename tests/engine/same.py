@@ -127,7 +127,8 @@ class CliSide(Side):
         return self.result(" ".join(args), self.cli.call(*args, stdin=stdin))
 
     def state(self) -> None:
-        """Writes down what the engine knows of the container."""
+        """Writes down what the engine knows of the container; "stopped" is podman's word for one it has to clean up."""
+        wait_until(lambda: self.cli.status(NAME) != "stopped", ANSWER, "the engine to know that it has ended")
         shown = "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}} {{.State.OOMKilled}} {{.RestartCount}}"
         self.note("state", self.cli.inspect(NAME, shown))
 

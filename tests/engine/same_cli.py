@@ -159,7 +159,8 @@ def numbers_and_processes(side: CliSide) -> None:
     row = json.loads(side.cli.must("stats", "--no-stream", "--format", "{{json .}}", NAME).strip().strip("[]"))
     side.note("numbers", sorted(row))
     side.note("pids", row.get("PIDs") or row["pids"])
-    side.do("top", NAME, "-o", "args") if side.is_docker else side.do("top", NAME, "user", "pid", "ppid", "args")
+    # not "pid": the threads of runc that start a process take numbers, too, now more of them, now fewer
+    side.do("top", NAME, "-o", "args") if side.is_docker else side.do("top", NAME, "user", "ppid", "args")
 
 
 def volumes(side: CliSide) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import socket
@@ -219,6 +220,23 @@ def test_an_inmate_is_told_what_it_does_not_see(place: Place) -> None:
     assert c.created == 0, c.error
     plan = (c.record / "configc1.conf").read_text()
     assert "# mount: not seen by a guest of kind inmate: /data\n" in plan
+
+
+def test_the_whole_file_server_is_the_containers(place: Place) -> None:
+    bundle = linux_bundle(place, "c1", "echo up; cat >/dev/null", mounts=USUAL)
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"]["oomScoreAdj"] = 900
+    (bundle / "config.json").write_text(json.dumps(spec))
+    c = place.create("c1", made=bundle)
+    c.must("start")
+    c.expect(b"up\n")
+    served = [pid for pid, words in place.processes().items() if "virtiofsd" in words]
+    assert len(served) == 2  # each kind of virtiofsd has a parent that only waits for the one in the sandbox
+    for pid in served:
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        assert all(line.endswith(f"{place.cgroup}/c1") for line in groups), groups
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "900\n"
+    place.must("delete", "--force", "c1")
 
 
 def test_nothing_stays_when_the_supervisor_is_killed(place: Place) -> None:

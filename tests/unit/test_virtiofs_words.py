@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backends.qemu.virtiofs import escaped
+from backends.qemu.virtiofsd import escaped
 
 
 def taken_apart(text: str) -> list[str]:

@@ -232,10 +232,12 @@ static void give_back(struct relay *r)
 
 void control_wait_poweroff(int control)
 {
-	struct ports ports = { .console = -1, .control = control };
+	/* r outlives this call and points to them */
+	static struct ports ports = { .console = -1 };
 	static struct relay r;
 	struct pollfd more = { .fd = control, .events = POLLIN };
 
+	ports.control = control;
 	r.ports = &ports;
 	while (control >= 0 && !poweroff_wanted) {
 		poll(&more, 1, -1);
