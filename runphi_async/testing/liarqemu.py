@@ -47,7 +47,7 @@ SLOWER: Final = 10
 #: seconds by which software is late in a proof of an `honest` one, so that its KVM is faster as a whole; and with the
 #: kernel of Linux guests, which runs on both at the same time
 LATE: Final = 0.5
-LATE_LINUX: Final = 25
+LATE_LINUX: Final = 55
 #: the program writes down how it was called, a line each
 CALLS_FILE: Final = "calls"
 #: what only the guests of a proof have on their command lines

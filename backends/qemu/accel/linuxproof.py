@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backends.qemu.accel.decide import Accel, Run
 
 #: Seconds that both together may take, where software alone needs 3 to 5: on a machine this busy nothing is proven.
-LIMIT: Final = 30.0
+LIMIT: Final = 60.0
 #: what the kernel on KVM printed, and how much of it is looked at for the reason
 KERNEL_LOG: Final = "kernel.log"
 KERNEL_LOG_BYTES: Final = 1 << 20
