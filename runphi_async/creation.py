@@ -32,7 +32,7 @@ from runphi_async.partition import bootconfig, channels, conf, origin, podannota
 from runphi_async.partition.guest import guest_spec, network
 from runphi_async.partition.spec import GuestKind
 from runphi_async.processes import Process, children, rank_for_memory
-from runphi_async.store import Record, boot_id, check_id, write_atomically
+from runphi_async.store import VERSION, Record, boot_id, check_id, write_atomically
 from runphi_async.waiting import together
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ class Creation:
         self._undo.callback(self._store.remove, name, order.root, order.id)
         logs = self._logs(name)
         record = Record(
+            version=VERSION,
             id=order.id,
             name=name,
             root=order.root,

@@ -28,7 +28,7 @@ from runphi_async.errors import CgroupError, RunphiError, StateError
 from runphi_async.guest import Guest
 from runphi_async.partition.ledger import FILE, Ledger
 from runphi_async.processes import Process
-from runphi_async.store import Record, boot_id
+from runphi_async.store import VERSION, Record, boot_id
 
 if TYPE_CHECKING:
     from backends.base import Backend, Driver
@@ -103,6 +103,9 @@ async def _one(supervisor: Supervisor, name: str) -> None:
     if record.status is Status.CREATING or process is None:
         await _bury(supervisor, guest, process)
         return
+    if record.version != VERSION:
+        process.close()
+        raise StateError(f"another version of runPHI made it (record {record.version}, here {VERSION})")
     await _adopt(supervisor, guest, process)
     log.info("%s: adopted, %s", name, record.status)
 

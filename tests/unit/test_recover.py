@@ -21,7 +21,7 @@ from runphi_async import recover
 from runphi_async.config import Config, Log
 from runphi_async.container import Status
 from runphi_async.errors import StateError
-from runphi_async.store import MADE, STATE, Record, Store, boot_id
+from runphi_async.store import MADE, STATE, VERSION, Record, Store, boot_id
 from runphi_async.supervisor import Supervisor
 from tests.unit.clikit import answer
 
@@ -45,7 +45,7 @@ def record(path: Path, name: str, **fields: object) -> Record:
         created=1.0,
         boot_id=boot_id(),
         exit_code=3,
-        **fields,  # type: ignore[arg-type]
+        **{"version": VERSION, **fields},  # type: ignore[arg-type]
     )
     store.save(found)
     store.save_made(found)
@@ -125,6 +125,27 @@ async def test_what_stands_in_a_records_place(tmp_path: Path) -> None:
         os.mkfifo(directory / name)
     with anyio.fail_after(20):
         await check(tmp_path)
+
+
+async def test_a_guest_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """Its init process has other descriptors: to take them would give an exit code to the guest, or eat one."""
+    for name in ("before", "zebra"):
+        record(tmp_path, name)
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        started_at = int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        older = record(tmp_path, "older", pid=process.pid, pid_start=started_at, version=VERSION - 1)
+        older.status = Status.RUNNING
+        Store(str(tmp_path / "run")).save(older)
+        async with started(tmp_path) as supervisor:
+            guest = supervisor.guests["older"]
+            assert (str(guest.record.status), process.poll()) == ("running", None)
+            root = str(tmp_path / "root")
+            call = await answer(supervisor, "--root", root, "pause", "older")
+            assert "cannot drive the guest: another version of runPHI made it" in call.said(b"e")
+            call = await answer(supervisor, "--root", root, "delete", "--force", "older")
+            assert call.status == 0
+            assert process.wait(5) == -9
+        assert sorted(os.listdir(tmp_path / "run")) == ["before", "zebra"]
 
 
 async def test_an_error_nobody_thought_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
