@@ -119,6 +119,8 @@ async def _record(supervisor: Supervisor, name: str) -> Record | None:
         log.error("%s: %s", name, exc)
     record = store.load_made(name)
     process = _confirmed(store.directory(name), "pidfile")
+    if record is None and process is None and not _target(os.path.join(store.directory(name), "bundle")):
+        return None  # its create never came so far that anybody could know of it
     if record is None:
         record = _unknown(store.directory(name), name)
         record.log_dir = os.path.join(supervisor.config.log.dir, name)

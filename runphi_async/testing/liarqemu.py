@@ -46,7 +46,7 @@ FASTER: Final = 20
 SLOWER: Final = 10
 #: seconds by which software is late in a proof of an `honest` one, so that its KVM is faster as a whole; and with the
 #: kernel of Linux guests, which runs on both at the same time
-LATE: Final = 0.5
+LATE: Final = 1.0
 LATE_LINUX: Final = 55
 #: the program writes down how it was called, a line each
 CALLS_FILE: Final = "calls"

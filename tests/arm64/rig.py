@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 DIRECTORY: Final = Path(os.environ.get("RUNPHI_ARM64_RIG", "/var/lib/runphi/arm64-rig"))
+#: what the guests of the proof need; this kernel has no pvpanic
+MODULES: Final = ("virtio_mmio", "virtio_pci", "virtio_console", "virtiofs", "overlay")
 #: what is kept: the machine's packages; its kernel, which Linux guests there have too; their RAM disk with our init
 BASE: Final = "base.cpio"
 KERNEL: Final = "Image"
@@ -102,7 +104,7 @@ def _fill(work: Path, say: Callable[[str], None]) -> None:
         (work / "kernel").mkdir()
         tree = tools["unpack_package"](package, version, work / "kernel", apt)
         shutil.copyfile(tree / "boot" / f"vmlinuz-{release}", DIRECTORY / KERNEL)
-        modules = tools["load_order"](tree / "lib" / "modules" / release)
+        modules = tools["load_order"](tree / "lib" / "modules" / release, MODULES)
         init = tools["build_init"](work, os.uname().machine != "aarch64")
     except tools["StepError"] as exc:
         raise RigError(str(exc)) from exc

@@ -222,5 +222,8 @@ async def test_a_linux_guest_runs_the_containers_process(tmp_path: Path) -> None
         assert b"hello world" in await guest.read_until(b"\n")
         assert b"exit 5\n" in await guest.read_until(b"exit 5\n", "ctl")
         guest.send(b"poweroff\n", "ctl")
+        # it stays for whoever wants the kernel's last lines
+        assert b'"SHUTDOWN"' in await guest.read_until(b'"SHUTDOWN"', "ev")
+        guest.command("quit")
         verdict = await guest.end(control_exit=5)
     assert verdict == Verdict(5, "exited with 5")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from runphi_async import wire
 from tests.system.place import PATIENCE, ROOT, Place, ended
 
 pytestmark = [
@@ -28,7 +29,7 @@ def test_a_second_supervisor_leaves_the_first_alone(place: Place) -> None:
     pid = place.pid()
     daemon = [str(ROOT / "bin" / "runphid"), "--ready-fd", "1"]
     done = subprocess.run(daemon, env=place.env, capture_output=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stdout) == (0, b"RPH1")
+    assert (done.returncode, done.stdout) == (0, wire.MAGIC)
     assert place.pid() == pid
 
 
@@ -73,6 +74,7 @@ def test_records_that_cannot_be_read_do_not_stop_it(place: Place) -> None:
     (place.run_dir / "empty").mkdir()
     place.kill_supervisor()
     assert c.state()["status"] == "created"
+    assert not (place.run_dir / "empty").exists()
     assert not (place.run_dir / "junk").exists()
     assert guardian
 

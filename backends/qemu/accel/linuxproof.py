@@ -53,7 +53,7 @@ async def prove(binary: str, kernel: str, ramdisk: str) -> Accel:
 
 
 def _prepare(binary: str, kernel: str, ramdisk: str, place: str) -> dict[str, list[str]]:
-    spec = GuestSpec(id="runphi-proof", kind=GuestKind.LINUX, rootfs="/", kernel=kernel, process=_PROCESS)
+    spec = GuestSpec(id="runphi-proof", kind=GuestKind.LINUX, rootfs="/", process=_PROCESS)
     with open(ramdisk, "rb") as file:
         base = file.read()
     data = initrd.with_conf(base, initrd.container_conf(_PROCESS, rootfs="ramdisk"))
@@ -62,7 +62,7 @@ def _prepare(binary: str, kernel: str, ramdisk: str, place: str) -> dict[str, li
         os.mkdir(os.path.join(place, accel))
         with open(os.path.join(place, accel, GUEST_INITRD), "wb") as file:
             file.write(data)
-        argvs[accel] = argv(spec, accel, binary, ramdisk)
+        argvs[accel] = argv(spec, accel, binary, kernel, ramdisk)
     return argvs
 
 
@@ -100,9 +100,10 @@ def _last_words(path: str) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def argv(spec: GuestSpec, accel: str, binary: str, ramdisk: str) -> list[str]:
+def argv(spec: GuestSpec, accel: str, binary: str, kernel: str, ramdisk: str) -> list[str]:
     """The command line that real Linux guests have on this machine, without what needs other processes."""
-    facts = plan.gather(spec, accel=accel, binaries={os.uname().machine: binary}, initrd_path=ramdisk)
+    binaries = {os.uname().machine: binary}
+    facts = plan.gather(spec, accel=accel, binaries=binaries, kernel=kernel, initrd_path=ramdisk)
     return adapted(plan.plan(spec, facts, Qemu()).argv)
 
 
@@ -111,7 +112,7 @@ def adapted(found: Sequence[str]) -> list[str]:
     out: list[str] = []
     words = iter(found)
     for word in words:
-        if word == "-S":
+        if word in ("-S", "-no-shutdown"):
             continue
         value = next(words, "") if word in ("-chardev", "-mon", "-device") else None
         if value is not None and value.startswith(_WITHOUT):

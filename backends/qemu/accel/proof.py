@@ -137,6 +137,8 @@ async def run(command: Sequence[str], limit: float, directory: str | None = None
         if not guest.exited.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(transport.get_pid(), signal.SIGKILL)
+        # first the end: closing asks for it behind the back of who waits for it, and one of them would hear of none
+        await asyncio.shield(guest.exited.wait())
         transport.close()
         await asyncio.shield(guest.over.wait())  # killed and closed: a moment
     return Run(status, loop.time() - began, tuple(guest.marks), guest.said.decode(errors="replace"))
