@@ -70,6 +70,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def inmates(images: list[Path]) -> Path:
+    """The demo inmates that are in the images."""
+    return images[0].parent.parent / "inmates"
+
+
+@pytest.fixture(scope="session")
 def containerd(place: Path, images: list[Path]) -> Iterator[Engine]:
     """The session's containerd with all images; fails the session when anything outlives it."""
     if os.geteuid() != 0:

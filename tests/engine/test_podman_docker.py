@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runphi_async.stub import Fd
 from runphi_async.testing.containerd import wait_until
 from tests.engine.cli import BUSYBOX
 from tests.engine.harness import ANSWER, BANNER, PROMPT, command, exit_code
@@ -92,7 +93,9 @@ def size(cli: CommandLine, container: str) -> tuple[int, int]:
     """Rows and columns of the terminal that a guest's init process holds."""
     rows = json.loads(cli.runphi("list", "--format", "json").stdout)
     pid = next(row["pid"] for row in rows if row["id"] == container)
-    done = subprocess.run(["stty", "-F", f"/proc/{pid}/fd/0", "size"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["stty", "-F", f"/proc/{pid}/fd/{Fd.STDIN}", "size"], capture_output=True, text=True, check=True
+    )
     found = tuple(int(word) for word in done.stdout.split())
     return found[0], found[1]
 

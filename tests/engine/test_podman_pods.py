@@ -72,11 +72,11 @@ def test_pod_from_a_kubernetes_file(podman: Podman, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("end", "code"), [("exit 7", "7"), ("", "143")])
-def test_monitor_writes_log_and_exit_file(podman: Podman, place: Path, tmp_path: Path, end: str, code: str) -> None:
+def test_monitor_writes_log_and_exit_file(podman: Podman, inmates: Path, tmp_path: Path, end: str, code: str) -> None:
     container, bundle = f"{podman.namespace}-monitored", tmp_path / "bundle"
     boot = bundle / "rootfs" / "boot"
     boot.mkdir(parents=True)
-    shutil.copy(place / "inmates" / "demo-x86_64.elf", boot / "inmate.elf")
+    shutil.copy(inmates / "demo-x86_64.elf", boot / "inmate.elf")
     assert podman.runphi("spec", "--bundle", str(bundle)).returncode == 0
     spec = json.loads((bundle / "config.json").read_text())
     spec["process"]["terminal"] = False
