@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from backends.qemu.remains import KERNEL_LOG
-from runphi_async import stub
+from runphi_async import regular, stub
 from runphi_async.store import write_atomically
 
 FILE: Final = "again.json"
@@ -29,6 +29,8 @@ FIRST_LOG: Final = "first.log"
 FIRST_KERNEL_LOG: Final = "first.kernel.log"
 #: On what the second VMM runs.
 ACCEL: Final = "tcg"
+#: Bytes that are read of `FILE`; a reason has the kernel's last lines, which have a bound of their own.
+_MAX_BYTES: Final = 256 * 1024
 
 
 class Again(msgspec.Struct, frozen=True):
@@ -48,8 +50,7 @@ _decoder = msgspec.json.Decoder(Again)
 def load(directory: str) -> Again | None:
     """Return what was decided, None when nothing was."""
     try:
-        with open(os.path.join(directory, FILE), "rb") as file:
-            return _decoder.decode(file.read())
+        return _decoder.decode(regular.read(os.path.join(directory, FILE), _MAX_BYTES, links=False))
     except (OSError, msgspec.MsgspecError):
         return None
 

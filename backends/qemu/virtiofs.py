@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
 
@@ -25,12 +25,14 @@ from runphi_async.errors import BackendError
 from runphi_async.namespaces import apart
 from runphi_async.partition.spec import Bind
 from runphi_async.processes import Process
+from runphi_async.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SOCKET: Final = "fs.sock"
 PID_FILE: Final = "fs.pid"
+LOG: Final = "fs.log"
 #: where the share is put together; an empty directory to everybody else
 SHARE: Final = "share"
 #: name of the image's rootfs in the share
@@ -79,16 +81,15 @@ class Server:
         finally:
             listener.close()
             os.close(dir_fd)
-        with open(os.path.join(self._directory, PID_FILE), "w") as file:
-            process = Process(self._child.pid)
-            file.write(f"{process.pid} {process.started}\n")
-            process.close()
+        process = Process(self._child.pid)
+        write_atomically(os.path.join(self._directory, PID_FILE), f"{process.pid} {process.started}\n".encode())
+        process.close()
 
     def _serve(self, share: str, rootfs: str, binds: Sequence[Bind], listener: int) -> subprocess.Popen[bytes]:
         """Put the share together and start the server; in a thread that ends with this."""
         argv = virtiofsd.command(self._program, listener, share)
         put_together(share, rootfs, binds)
-        with open(os.path.join(self._directory, "fs.log"), "wb") as log:
+        with fresh(os.path.join(self._directory, LOG)) as log:
             return subprocess.Popen(
                 argv, pass_fds=(listener,), start_new_session=True, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -115,6 +116,13 @@ class Server:
             return Process(pid, started) if pid and started is not None else None
         except (OSError, ValueError):
             return None
+
+
+def fresh(path: str) -> BinaryIO:
+    """Make a file anew: an earlier QEMU may have put a link or a FIFO in its place."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def put_together(share: str, rootfs: str, binds: Sequence[Bind]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.qemu import again, runstate, words
+from backends.qemu import again, runstate, virtiofs, words
 from backends.qemu.heard import Heard
 from backends.qemu.runstate import Clock, Standing
 from runphi_async import stub
@@ -167,6 +168,27 @@ def test_the_order_in_the_record_survives_a_crash_at_every_step(tmp_path: Path) 
 def test_a_damaged_decision_is_none(tmp_path: Path) -> None:
     (tmp_path / again.FILE).write_text("{")
     assert again.load(str(tmp_path)) is None
+
+
+def test_what_stands_in_the_decisions_place_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / again.FILE)
+    assert again.load(str(tmp_path)) is None
+    (tmp_path / again.FILE).unlink()
+    (tmp_path / "elsewhere").write_bytes(b'{"reason":"it hung"}')
+    (tmp_path / again.FILE).symlink_to("elsewhere")
+    assert again.load(str(tmp_path)) is None
+
+
+def test_a_file_servers_log_is_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"the host's")
+    (tmp_path / virtiofs.LOG).symlink_to("elsewhere")
+    for _ in range(2):
+        with virtiofs.fresh(str(tmp_path / virtiofs.LOG)) as log:
+            log.write(b"hello")
+        assert (tmp_path / virtiofs.LOG).read_bytes() == b"hello"
+        (tmp_path / virtiofs.LOG).unlink()
+        os.mkfifo(tmp_path / virtiofs.LOG)
+    assert (tmp_path / "elsewhere").read_bytes() == b"the host's"
 
 
 # Section: what is heard, and last words
