@@ -55,7 +55,7 @@ class Command:
 
             try:
                 self._process = subprocess.Popen(
-                    [*_tether(), *argv],
+                    [*tether(), *argv],
                     stdin=pipe(1) if stdin else subprocess.DEVNULL,
                     stdout=pipe(0),
                     stderr=pipe(0),
@@ -156,7 +156,7 @@ class Command:
         return self._exited.is_set()
 
 
-def _tether() -> tuple[str, ...]:
+def tether() -> tuple[str, ...]:
     """Return the words that make a command die with us, where util-linux knows them (2.38 and later)."""
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "KILL", "--") if setpriv is not None else ()

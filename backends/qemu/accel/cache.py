@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.qemu.accel.decide import Accel
+from runphi_async import store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -30,7 +31,6 @@ DIRECTORY: Final = "/run/runphi"
 #: environment variable that names another directory: tests prove by themselves
 VARIABLE: Final = "RUNPHI_PROOFS"
 FILE: Final = "accel.json"
-BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 #: answers that are kept: kernels and QEMUs that one boot sees; the oldest go first
 MOST: Final = 32
 #: bytes that are read of the file; more than `MOST` answers can be
@@ -84,7 +84,7 @@ def key(files: Iterable[str], image: bytes) -> str:
 
 def read() -> Book:
     """Return what is known (blocks, shortly)."""
-    boot_id = _boot_id()
+    boot_id = store.boot_id()
     try:
         with _directory() as directory:
             return _read(directory, boot_id)
@@ -94,7 +94,7 @@ def read() -> Book:
 
 def change(edit: Callable[[Book], None]) -> None:
     """Change what is known (blocks, shortly); others that do so at the same time wait."""
-    boot_id = _boot_id()
+    boot_id = store.boot_id()
     try:
         with _directory(make=True) as directory:
             fcntl.flock(directory, fcntl.LOCK_EX)
@@ -206,8 +206,3 @@ def _of_ours(boot_id: str) -> Book:
     if _own is None or _own.boot_id != boot_id:
         _own = Book(boot_id)
     return _own
-
-
-def _boot_id() -> str:
-    with open(BOOT_ID, encoding="ascii") as file:
-        return file.read().strip()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.qemu.accel import decide
 from backends.qemu.accel.decide import Accel, Mark, Run
+from consoles.sources.process import tether
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ TRIES: Final = 3
 MAX_MARKS: Final = 16 * 1024
 MAX_STDERR: Final = 16 * 1024
 
-_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: the machine and the processor in software that bare-metal guests get; backends.qemu.boot and .cpu say why
 _MACHINES: Final = {
@@ -119,7 +118,7 @@ async def run(command: Sequence[str], limit: float, directory: str | None = None
     began = loop.time()
     try:
         transport, guest = await loop.subprocess_exec(
-            lambda: _Guest(began), *_dying_with_us(), *command, start_new_session=True, cwd=directory
+            lambda: _Guest(began), *tether(), *command, start_new_session=True, cwd=directory
         )
     except OSError as exc:
         raise BackendError(f"cannot run {command[0]}: {(exc.strerror or str(exc)).lower()}") from exc
@@ -185,9 +184,3 @@ class _Guest(asyncio.SubprocessProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.over.set()
         self.enough.set()
-
-
-def _dying_with_us() -> tuple[str, ...]:
-    """What goes in front of a command so that it ends when this process is killed."""
-    setpriv = shutil.which("setpriv", path=_PATH)
-    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv is not None else ()
