@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Makes the Xen machine of the test suite `xen` in DIRECTORY, from Debian packages alone: hypervisor, kernel and RAM
-# disk of dom0, and a disk with Xen's tools, Python and containerd. Needs root and half a minute to two minutes; what
-# is made is kept until this folder, the package versions or the modules change.
+# Makes the Xen machine of the test suite `xen` in DIRECTORY, from packages of this machine's Debian alone: hypervisor,
+# kernel and RAM disk of dom0, and a disk with Xen's tools, Python and containerd. Needs root and half a minute to two
+# minutes; what is made is kept until this folder, the package versions or the modules change.
 # usage: build.sh DIRECTORY
 
 # shellcheck source=bin/lib.sh
@@ -10,11 +10,13 @@
 
 RIG=$CHECKOUT/tests/xen/rig
 OUT=${1:?usage: build.sh DIRECTORY}
-XEN=xen-hypervisor-4.17-amd64
+#: of the same release as this machine: dom0 runs what was installed here for this machine's Python
+# shellcheck source=/dev/null
+CODENAME=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
 #: packages of dom0 besides the essential ones
 DOM0=(
     busybox-static containerd e2fsprogs ipxe-qemu iproute2 kmod libpython3-stdlib mount procps python3-minimal
-    qemu-system-xen runc seabios udev xen-utils-4.17 xenstore-utils
+    qemu-system-xen runc seabios udev xenstore-utils
 )
 #: the modules that dom0's RAM disk loads, in order, and those that stay on its disk
 BOOT_MODULES=(
@@ -28,25 +30,29 @@ TRIES=3
 need_root
 apt_need mmdebstrap cpio kmod e2fsprogs python3
 
-# The kernel that the metapackage stands for.
-kernel_package() {
-    apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1
+# stands_for METAPACKAGE PREFIX: the package it depends on whose name begins so
+stands_for() {
+    apt-cache depends "$1" | sed -n "s/^ *Depends: \\($2[^ ]*\\)\$/\\1/p" | head -n 1
 }
 refresh() {
     attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
         apt-get -q -o "Acquire::Retries=$TRIES" update
 }
-KERNEL=$(kernel_package)
+KERNEL=$(stands_for linux-image-amd64 linux-image-)
 if [ -z "$KERNEL" ]; then
     step "reading the package lists"
     refresh
-    KERNEL=$(kernel_package)
+    KERNEL=$(stands_for linux-image-amd64 linux-image-)
 fi
 [ -n "$KERNEL" ] || die "cannot find Debian's kernel package" "apt-get update, then $0 $OUT"
 VERSION=${KERNEL#linux-image-}
+XEN=$(stands_for xen-system-amd64 xen-hypervisor-)
+[ -n "$XEN" ] || die "cannot find Debian's package of Xen" "apt-get update, then $0 $OUT"
+XEN_VERSION=${XEN#xen-hypervisor-} XEN_VERSION=${XEN_VERSION%-amd64}
+DOM0+=("xen-utils-$XEN_VERSION")
 
 stamp=$(
-    cat "$RIG"/* | sha256sum
+    cat "$RIG"/* "$CHECKOUT/backends/guest/kernelimage.py" | sha256sum
     apt-cache policy "$KERNEL" "$XEN" "${DOM0[@]}" | grep -E '^[a-z]|Candidate'
 )
 if [ -f "$OUT/stamp" ] && [ "$(cat "$OUT/stamp")" = "$stamp" ]; then
@@ -81,9 +87,23 @@ for deb in ./*.deb; do
 done
 
 step "unpacking the hypervisor and the kernel"
-zcat unpacked/boot/xen-4.17-amd64.gz >xen
-# Under software emulation the kernel's own decompressor takes eight seconds: it is done here.
-python3 "$RIG/unpack_kernel.py" "unpacked/boot/vmlinuz-$VERSION" vmlinux-dom0
+zcat "unpacked/boot/xen-$XEN_VERSION-amd64.gz" >xen
+# modules lie below /usr since Debian 13
+[ -e unpacked/lib ] || ln -s usr/lib unpacked/lib
+# Under software emulation decompressors take long: the kernel's own and those for modules are done without.
+PYTHONPATH=$CHECKOUT python3 - "unpacked/boot/vmlinuz-$VERSION" vmlinux-dom0 "unpacked/lib/modules/$VERSION" <<'PY'
+import sys
+from pathlib import Path
+
+from backends.guest.kernelimage import MODULE_SUFFIXES, extract_x86, plain_module
+
+image, out, modules = map(Path, sys.argv[1:])
+out.write_bytes(extract_x86(image.read_bytes()))
+for suffix in MODULE_SUFFIXES:
+    for module in list(modules.rglob(f"*.ko{suffix}")):
+        plain_module(module)
+        module.unlink()
+PY
 depmod -b unpacked "$VERSION"
 
 # with_dependencies MODULE…: the files of modules and of all they need, each once, in the order to load them
@@ -107,7 +127,7 @@ install_dom0() {
         --aptopt='APT::Install-Recommends "false"' --aptopt="Acquire::Retries \"$TRIES\"" \
         --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-        bookworm root "${mirrors[@]}" 2>&1 | tee >(sed -un 's/^I: /       /p' >&3)
+        "$CODENAME" root "${mirrors[@]}" 2>&1 | tee >(sed -un 's/^I: /       /p' >&3)
 }
 downloading "cannot install dom0" "check the network, then $0 $OUT" install_dom0
 
