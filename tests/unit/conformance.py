@@ -100,6 +100,8 @@ class Life:
         self._spawn(stub.command(self.driver.command, None, kept.again), [*fds, *kept.extra])
         os.close(null)
         await self.driver.watch(self.told())
+        if self.driver.command:
+            await self.vmm()  # `create` does not return before: the child may be quicker than the stub's word about it
 
     def _spawn(self, argv: list[str], fds: list[int]) -> None:
         # All out of the way of the low numbers first, then into place.
