@@ -5,7 +5,8 @@
 
 Without names: quickstart, unit, system, engine. ``--core``: quickstart, and one guest of each kind under each engine.
 quickstart begins with a Debian in which nothing was installed, the suites with what they install for themselves.
-``--machine`` boots a machine of its own under QEMU, with cgroups of version 2, instead of a root on this kernel.
+``--machine`` boots a machine of its own under QEMU, with cgroups of version 2, instead of a root on this kernel;
+without names: quickstart --check, and the tests of cgroups.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 SUITES: Final = ("lint", "unit", "system", "engine", "xen")
 #: Where the copy of the checkout lies: only root reaches it there, and that must do.
 PLACE: Final = "/root/runphi"
+#: The tests that look closest at control groups.
+CGROUPS: Final = "tests/unit/test_cgroup.py tests/unit/test_cgroup_v2.py"
 #: Seconds for one try of the quickstart, with the installation of half a gigabyte of packages.
 QUICKSTART_SECONDS: Final = 1800.0
 #: Seconds for the suites together: several times what they need on two cores.
@@ -60,8 +63,14 @@ class Count(NamedTuple):
     skipped: int = 0
 
 
+def on_machine() -> list[Step]:
+    """Return what is to be done on a machine, in one go."""
+    command = f"bin/quickstart --check && .venv/bin/python -m pytest -q {CGROUPS}"
+    return [Step(command, False, command, SUITES_SECONDS)]
+
+
 def steps(words: Sequence[str], core: bool, arguments: Sequence[str]) -> list[Step]:
-    """Return what is to be done.
+    """Return what is to be done in rooms.
 
     :param arguments: for pytest.
     """
@@ -126,7 +135,10 @@ def main() -> int:
     )
     parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(words[:split])
-    todo = steps(asked.words, asked.core, words[split + 1 :])
+    if asked.machine and not (asked.words or asked.core):
+        todo = on_machine()
+    else:
+        todo = steps(asked.words, asked.core, words[split + 1 :])
     if asked.run:
         todo = [Step(asked.run, asked.fresh, asked.run, COMMAND_SECONDS)]
     # bin/test ends us so when it is interrupted: the room must go, too
@@ -142,6 +154,7 @@ def main() -> int:
             counts.append(counted)
     except (RootError, CarryError) as exc:
         say(str(exc))
+        print("0 passed, 1 failed, 0 skipped")
         return 1
     finally:
         roots.close()

@@ -56,6 +56,9 @@ mke2fs -q -t ext4 -m 0 -E root_owner=0:0 -d /mnt/root /mnt/out/disk 8G
 cp /boot/vmlinuz-* /mnt/out/vmlinuz
 cp /boot/initrd.img-* /mnt/out/initrd
 """
+#: How much longer than on a machine that is not emulated itself answers may take there, and a guest's kernel.
+PATIENCE: Final = 15
+CONFIG: Final = f"[qemu.init_seconds]\ntcg = {120 * PATIENCE}\nkvm = {120 * PATIENCE}\n"
 #: What the machine runs. Its words go through a pipe: a serial port is a terminal, and programs draw on terminals.
 COMMAND: Final = """cd /root/runphi
 export HOME=/root LANG=C.UTF-8 TERM=dumb {variables}
@@ -102,7 +105,9 @@ def run(roots: Roots, command: str, seconds: float, sink: Callable[[bytes], obje
         out.mkdir()
         room.bind(out, "/mnt/out", readonly=False)
         copy_checkout(room.place(PLACE))
+        (room.place(PLACE) / ".machine.toml").write_text(CONFIG)
         variables = {name: value for name, value in os.environ.items() if name.startswith("RUNPHI_")}
+        variables |= {"RUNPHI_PATIENCE": str(PATIENCE), "RUNPHI_CONFIG": f"{PLACE}/.machine.toml"}
         words = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
         (room.place(PLACE) / ".machine").write_text(COMMAND.format(variables=words, command=command))
         say("making the checkout's disk")

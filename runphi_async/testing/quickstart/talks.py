@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEMO_ARGS: Final = ("--env", "INMATE=/boot/inmate.elf", "runphi/demo:latest")
+#: by what a machine that is emulated itself multiplies the two times below
+PATIENCE: Final = float(os.environ.get("RUNPHI_PATIENCE") or 1)
 #: longest time one answer of a guest may take; software emulation on a busy machine is slow
-ANSWER: Final = 60.0
+ANSWER: Final = 60.0 * PATIENCE
 #: longest time all conversations may take together, and what each gets even so: "about a minute" in all
-WHOLE: Final = 80.0
+WHOLE: Final = 80.0 * PATIENCE
 LEAST: Final = 10.0
 
 
