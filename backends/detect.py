@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backends.base import Backend, HypervisorLog
-    from runphi_async.config import Config
+    from runphi_async.config.schema import Config
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.measure import BenchError
 from bench.table import Row
-from consoles.hub import Hub
-from consoles.journal import Journal
-from consoles.sinks import logfile
-from consoles.sources.fifo import open_fifo
-from runphi_async import allocator
-from runphi_async.config import load
+from consoles.streams.fifo import open_fifo
+from consoles.streams.hub import Hub
+from consoles.streams.journal import Journal
+from consoles.streams.sinks import logfile
+from runphi_async.aio import allocator
+from runphi_async.config.schema import load
 
 if TYPE_CHECKING:
     import resource

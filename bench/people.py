@@ -19,16 +19,16 @@ from bench.engine import BLOCK, Terminal
 from bench.measure import BenchError
 from bench.place import await_end
 from bench.table import Row
-from consoles.hub import Hub
-from consoles.journal import Journal
-from consoles.sources.fifo import open_fifo
-from runphi_async.config import load
+from consoles.streams.fifo import open_fifo
+from consoles.streams.hub import Hub
+from consoles.streams.journal import Journal
+from runphi_async.config.schema import load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.place import Place
-    from consoles.sinks.attach import AttachSink
+    from consoles.streams.sinks.attach import AttachSink
 
 #: how many watch
 CROWDS: Final = (0, 1, 20)

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console path: sources → hub → sinks. Imports nothing else of the project, so it can be used alone."""
+"""The console path, in three rooms: ``streams`` over ``sources`` over ``sharedmem``.
+
+It can be used alone: of the project it imports nothing. Names and grammars of others are handed in.
+"""

@@ -18,6 +18,6 @@ def runphi() -> None:
 
 def runphid() -> int:
     """Be the supervisor."""
-    from runphi_async.supervisor import main
+    from runphi_async.supervisor.daemon import main
 
     return main(sys.argv[1:])

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from backends.guest import elf
-from runphi_async import inroot
 from runphi_async.errors import BackendError, PlanError
+from runphi_async.host import inroot
 from runphi_async.partition.image import ImageFormat
-from runphi_async.partition.units import human, round_up
+from runphi_async.units import human, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from runphi_async import namespaces, nic, regular
+from runphi_async import regular
 from runphi_async.errors import BackendError
-from runphi_async.netlink import Netlink
-from runphi_async.nic import Tap
-from runphi_async.store import write_atomically
+from runphi_async.host import namespaces, nic
+from runphi_async.host.netlink import Netlink
+from runphi_async.host.nic import Tap
+from runphi_async.record.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from runphi_async.nic import Link
+    from runphi_async.host.nic import Link
 
 FILE: Final = "net.json"
 #: most bytes of it

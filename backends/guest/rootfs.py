@@ -16,7 +16,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from runphi_async.errors import BackendError
-from runphi_async.partition.units import MIB
+from runphi_async.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from backends.jailhouse.machine import Machine, program
 from backends.jailhouse.plan import JailhousePlan
 from backends.jailhouse.planner import JailhousePlanner, gather
 from backends.jailhouse.reading import HANGS
+from runphi_async.board import ranges
 from runphi_async.errors import BackendError, RunphiError
-from runphi_async.partition import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from backends.base import HypervisorLog
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.sysfs import View
-    from runphi_async.config import Config, Jailhouse
-    from runphi_async.partition.claims import Seen
+    from runphi_async.board.claims import Seen
+    from runphi_async.config.schema import Config, Jailhouse
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 _decoder = msgspec.json.Decoder(Memory)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backends.jailhouse.comm import CellComm
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.mem import CellMemory
-    from runphi_async.partition.board import Template
+    from runphi_async.board.board import Template
     from runphi_async.partition.boot import Boot
     from runphi_async.partition.spec import GuestSpec
 

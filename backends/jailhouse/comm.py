@@ -14,18 +14,18 @@ import msgspec
 
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import RW, ConsoleChoice, Flag, Region, Source, Uart, Virtual
-from consoles import shmem
+from consoles.sharedmem import shmem
+from runphi_async.board.board import Ivshmem
+from runphi_async.board.claims import Claim, Kind, units
 from runphi_async.errors import PlanError
 from runphi_async.partition import comm
-from runphi_async.partition.board import Ivshmem
-from runphi_async.partition.claims import Claim, Kind, units
 from runphi_async.partition.spec import GuestKind
-from runphi_async.partition.units import human
+from runphi_async.units import human
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts
-    from runphi_async.partition import board as boards
-    from runphi_async.partition.board import Template
+    from runphi_async.board import board as boards
+    from runphi_async.board.board import Template
     from runphi_async.partition.spec import GuestSpec
 
 

@@ -9,10 +9,11 @@ import msgspec
 
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import LOADABLE_RAM, Region
+from runphi_async.board import ranges
+from runphi_async.board.board import Rpu
+from runphi_async.board.claims import Kind, holders, units
 from runphi_async.errors import PlanError
-from runphi_async.partition import cpu, ranges
-from runphi_async.partition.board import Rpu
-from runphi_async.partition.claims import Kind, holders, units
+from runphi_async.partition import cpu
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts

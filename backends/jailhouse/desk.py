@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from backends.jailhouse.plan import Region
+from runphi_async.board.board import Board, Template
+from runphi_async.board.claims import Claim, Held
 from runphi_async.errors import PlanError
-from runphi_async.partition.board import Board, Template
-from runphi_async.partition.claims import Claim, Held
 from runphi_async.partition.image import ImageFacts
 from runphi_async.partition.spec import GuestKind
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import RW, Flag, Region
-from runphi_async.partition.board import Device, Memory
-from runphi_async.partition.claims import Claim, Kind, units
+from runphi_async.board.board import Device, Memory
+from runphi_async.board.claims import Claim, Kind, units
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from backends.jailhouse.desk import Facts
-    from runphi_async.partition.board import Board
+    from runphi_async.board.board import Board
     from runphi_async.partition.spec import GuestSpec
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.base import Evidence, Verdict
 from backends.jailhouse import sysfs
-from runphi_async.partition import ranges
+from runphi_async.board import ranges
 
 if TYPE_CHECKING:
     from backends.jailhouse.marks import Said

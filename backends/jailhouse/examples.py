@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backends.jailhouse import generator
 from backends.jailhouse.desk import Facts
-from runphi_async.partition import board as boards
-from runphi_async.partition import conf, drawing
-from runphi_async.partition.claims import Held, Owner
+from runphi_async.board import board as boards
+from runphi_async.board import drawing
+from runphi_async.board.claims import Held, Owner
+from runphi_async.partition import conf
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
-from runphi_async.partition.units import KIB, MIB
+from runphi_async.units import KIB, MIB
 
 if TYPE_CHECKING:
     from backends.jailhouse.plan import JailhousePlan

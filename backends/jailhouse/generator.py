@@ -17,16 +17,17 @@ import msgspec
 from backends.jailhouse import boot, cellfile, comm, cpu, desk, dev, mem, net, tree
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import CellPlan, Chip, JailhousePlan, Region, SharedDevice, Source
+from runphi_async.board import board as boards
+from runphi_async.board import ranges
+from runphi_async.board.claims import Claim, Kind, Owner, holders, refuse, taken
+from runphi_async.board.ranges import Range
 from runphi_async.errors import PlanError
-from runphi_async.partition import board as boards
-from runphi_async.partition import mounts, ranges
-from runphi_async.partition.claims import Claim, Kind, Owner, holders, refuse, taken
-from runphi_async.partition.ranges import Range
+from runphi_async.partition import mounts
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.net import Joined
-    from runphi_async.partition.board import Board
+    from runphi_async.board.board import Board
     from runphi_async.partition.spec import GuestSpec
 
 #: the tool cuts names at this many bytes without a word

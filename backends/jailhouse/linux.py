@@ -16,17 +16,17 @@ from backends.guest import initrd
 from backends.jailhouse import tree
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import Form, Load, Source
+from runphi_async.board import board as boards
 from runphi_async.errors import PlanError
-from runphi_async.partition import board as boards
 from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
-from runphi_async.partition.units import MIB, human, round_up
+from runphi_async.units import MIB, human, round_up
 
 if TYPE_CHECKING:
     from backends.jailhouse.comm import CellComm
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.mem import CellMemory
-    from runphi_async.partition.board import Template
+    from runphi_async.board.board import Template
     from runphi_async.partition.spec import GuestSpec
 
 #: key of the configuration that names the RAM disk with our init

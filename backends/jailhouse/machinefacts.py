@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 from backends.jailhouse import codec, sysfs
 from backends.jailhouse.model import System
 from backends.jailhouse.ready import Machine
+from runphi_async.board import board as boards
+from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError
-from runphi_async.partition import board as boards
-from runphi_async.partition.ranges import Range
 
 if TYPE_CHECKING:
     from backends.jailhouse.sysfs import View
-    from runphi_async.config import Jailhouse
+    from runphi_async.config.schema import Jailhouse
 
 #: Where the kernel looks for firmware, RELEASE standing for its own. Source: drivers/base/firmware_loader/main.c.
 _FIRMWARE: Final = (

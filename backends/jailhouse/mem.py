@@ -14,19 +14,20 @@ import msgspec
 
 from backends.jailhouse.desk import Part, kinds
 from backends.jailhouse.plan import LOADABLE_RAM, RW, Flag, Region
+from runphi_async.board import board as boards
+from runphi_async.board import ranges
+from runphi_async.board.claims import Claim, Kind, bits, holders, taken
+from runphi_async.board.ranges import Range
 from runphi_async.errors import PlanError
-from runphi_async.partition import board as boards
-from runphi_async.partition import mem, ranges
-from runphi_async.partition.claims import Claim, Kind, bits, holders, taken
+from runphi_async.partition import mem
 from runphi_async.partition.image import ImageFormat
-from runphi_async.partition.ranges import Range
 from runphi_async.partition.spec import GuestKind
-from runphi_async.partition.units import human, round_up
+from runphi_async.units import human, round_up
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts
-    from runphi_async.partition.board import Rpu, Template
-    from runphi_async.partition.claims import Held
+    from runphi_async.board.board import Rpu, Template
+    from runphi_async.board.claims import Held
     from runphi_async.partition.spec import GuestSpec
 
 COLORS_ANNOTATION: Final = "org.runphi.colors"

@@ -13,11 +13,12 @@ import msgspec
 
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import RW, Flag, Region
+from runphi_async.board import board as boards
+from runphi_async.board import ranges
+from runphi_async.board.board import Ivshmem
+from runphi_async.board.claims import Claim, Kind, holders
 from runphi_async.errors import PlanError
-from runphi_async.partition import board as boards
-from runphi_async.partition import net, ranges
-from runphi_async.partition.board import Ivshmem
-from runphi_async.partition.claims import Claim, Kind, holders
+from runphi_async.partition import net
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts

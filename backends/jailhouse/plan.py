@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from runphi_async.partition import ranges
-from runphi_async.partition.claims import Claim, bits
+from runphi_async.board import ranges
+from runphi_async.board.claims import Claim, bits
 from runphi_async.partition.spec import PartitionPlan
-from runphi_async.partition.units import human
+from runphi_async.units import human
 
 if TYPE_CHECKING:
-    from runphi_async.partition.ranges import Range
+    from runphi_async.board.ranges import Range
 
 
 class Flag(StrEnum):

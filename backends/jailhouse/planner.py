@@ -18,23 +18,23 @@ from backends.guest import rootfs as archive
 from backends.jailhouse import boot, generator
 from backends.jailhouse.desk import Facts
 from runphi_async import regular
+from runphi_async.board import board as boards
+from runphi_async.board import iomem, ranges
+from runphi_async.board.claims import Seen, strangers
+from runphi_async.board.ledger import FILE, Decision, Ledger
 from runphi_async.errors import ConfigError, PlanError, TreeError
-from runphi_async.partition import board as boards
-from runphi_async.partition import iomem, ranges
-from runphi_async.partition.claims import Seen, strangers
 from runphi_async.partition.image import ImageFormat
-from runphi_async.partition.ledger import FILE, Decision, Ledger
 from runphi_async.partition.spec import GuestKind
-from runphi_async.store import boot_id
+from runphi_async.record.store import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backends.jailhouse.plan import JailhousePlan
-    from runphi_async.config import Config, Jailhouse
-    from runphi_async.partition.board import Board
-    from runphi_async.partition.claims import Held
-    from runphi_async.partition.ranges import Range
+    from runphi_async.board.board import Board
+    from runphi_async.board.claims import Held
+    from runphi_async.board.ranges import Range
+    from runphi_async.config.schema import Config, Jailhouse
     from runphi_async.partition.spec import GuestSpec
 
 #: where the driver shows the hypervisor and its cells

@@ -15,15 +15,15 @@ from backends.base import Finding, Level
 from backends.jailhouse import check
 from backends.jailhouse.errortext import NOT_ENABLED, NOT_LOADED
 from backends.jailhouse.model import Arch, ArmPlatform, System, bits
-from runphi_async.partition import ranges
-from runphi_async.partition.ranges import Range
-from runphi_async.partition.units import MIB
+from runphi_async.board import ranges
+from runphi_async.board.ranges import Range
+from runphi_async.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backends.jailhouse.sysfs import View
-    from runphi_async.partition.board import Board
+    from runphi_async.board.board import Board
 
 #: What the kernel calls the architectures of configurations.
 _MACHINES: Final = {Arch.X86: ("x86_64", "i686"), Arch.ARM: ("armv7l", "armv8l"), Arch.ARM64: ("aarch64",)}

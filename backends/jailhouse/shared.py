@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backends.jailhouse.plan import Source as Where
-from consoles import ivshmem
+from consoles.sharedmem import ivshmem
 from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource
 from consoles.sources.virtioconsole import VirtioConsole
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.jailhouse.plan import ConsoleChoice
-    from consoles.ivshmem import DeviceBell, UioDevice
+    from consoles.sharedmem.ivshmem import DeviceBell, UioDevice
     from consoles.sources.base import Source
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from typing import Final
 
 from backends.jailhouse import model
 from backends.jailhouse.model import Mem
+from runphi_async.board import ranges
+from runphi_async.board.board import PAGE, PINS_PER_CELL
+from runphi_async.board.iomem import system_ram
+from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError
-from runphi_async.partition import ranges
-from runphi_async.partition.board import PAGE, PINS_PER_CELL
-from runphi_async.partition.iomem import system_ram
-from runphi_async.partition.ranges import Range
 
 #: layouts that board files do not know by themselves, and what stands for them
 _DIALECTS: Final = {"mainline-10": "mainline-13", "mainline-9": "mainline-13"}

@@ -12,8 +12,8 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from runphi_async import digits
-from runphi_async.partition import ranges
-from runphi_async.partition.claims import Seen
+from runphi_async.board import ranges
+from runphi_async.board.claims import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 from backends.guest import fdt
 from backends.guest.fdt import Node, Tree, cells, texts, wide
 from backends.jailhouse.mem import RAM
+from runphi_async.board import board as boards
 from runphi_async.errors import PlanError, TreeError
-from runphi_async.partition import board as boards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backends.jailhouse.plan import CellPlan, Region, SharedDevice
-    from runphi_async.partition.board import Board, Uart
+    from runphi_async.board.board import Board, Uart
 
 #: name of a made tree among the plan's files
 FILE: Final = "made.dtb"

@@ -20,8 +20,9 @@ from typing import Final
 import msgspec
 
 from backends.qemu.remains import KERNEL_LOG
-from runphi_async import regular, stub
-from runphi_async.store import write_atomically
+from runphi_async import regular
+from runphi_async.lifeline import stub
+from runphi_async.record.store import write_atomically
 
 FILE: Final = "again.json"
 FIRST_STATUS: Final = "first.status"

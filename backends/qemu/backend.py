@@ -18,12 +18,12 @@ from backends.qemu.driver import QMP_FD, QemuDriver
 from backends.qemu.machine import QemuPlan
 from backends.qemu.memory import Memory
 from backends.qemu.virtiofs import Share
-from runphi_async import nic
 from runphi_async.errors import BackendError
+from runphi_async.host import nic
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
-    from runphi_async.config import Config
+    from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 log = logging.getLogger(__name__)

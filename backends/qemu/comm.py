@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from consoles.shmfiles import LINK
+from consoles.sharedmem.shmfiles import LINK
 
 if TYPE_CHECKING:
     from runphi_async.partition.comm import Channels

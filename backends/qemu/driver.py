@@ -26,14 +26,15 @@ from backends.qemu.second import SecondTry, unblamed
 from backends.qemu.taps import Taps
 from backends.qemu.watch import LOOK_PATIENCE, RunWatch
 from backends.qemu.wires import Wires
-from consoles import shmfiles
-from runphi_async import regular, stub
-from runphi_async.config import Qemu
+from consoles.sharedmem import shmfiles
+from runphi_async import regular
+from runphi_async.config.schema import Qemu
 from runphi_async.errors import BackendError
+from runphi_async.host.processes import Process
+from runphi_async.lifeline import stub
+from runphi_async.oci.signals import Meaning, meaning
 from runphi_async.partition import channels
 from runphi_async.partition.spec import GuestKind
-from runphi_async.processes import Process
-from runphi_async.signals import Meaning, meaning
 
 if TYPE_CHECKING:
     import socket

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from runphi_async.nic import Link
+from runphi_async.host.nic import Link
 from runphi_async.partition.image import ImageFacts
 from runphi_async.partition.spec import PartitionPlan
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from consoles import shmfiles
+from consoles.sharedmem import shmfiles
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:

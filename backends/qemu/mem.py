@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from runphi_async.partition.units import MIB
+from runphi_async.units import MIB
 
 if TYPE_CHECKING:
     from runphi_async.partition.mem import Memory

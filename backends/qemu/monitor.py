@@ -15,8 +15,8 @@ from typing import Final
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from runphi_async.aio.waiting import is_cancelled
 from runphi_async.errors import BackendError
-from runphi_async.waiting import is_cancelled
 
 #: Name of the socket in the record directory.
 SOCKET: Final = "qmp.sock"

@@ -20,8 +20,8 @@ from backends.qemu import dev as qemu_dev
 from backends.qemu import mem as qemu_mem
 from backends.qemu import net as qemu_net
 from backends.qemu.machine import HostFacts, Machine, QemuPlan, accel_for, value
-from runphi_async import nic
 from runphi_async.errors import PlanError
+from runphi_async.host import nic
 from runphi_async.partition import boot, comm, cpu, dev, mem, mounts, net
 from runphi_async.partition.spec import GuestKind
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from runphi_async.config import InitSeconds
+    from runphi_async.config.schema import InitSeconds
 
 
 class Standing(StrEnum):

@@ -13,7 +13,7 @@ from backends.base import Evidence
 from backends.qemu import again, runstate, words
 from backends.qemu.again import Again
 from backends.qemu.runstate import Standing
-from runphi_async import stub
+from runphi_async.lifeline import stub
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

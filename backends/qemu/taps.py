@@ -7,11 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 from backends.guest.nics import Nics
-from runphi_async import namespaces, nic
-from runphi_async.nic import Tap
+from runphi_async.host import namespaces, nic
+from runphi_async.host.nic import Tap
 
 if TYPE_CHECKING:
-    from runphi_async.netlink import Netlink
+    from runphi_async.host.netlink import Netlink
 
 
 class Taps(Nics):

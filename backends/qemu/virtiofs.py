@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import msgspec
 
 from backends.qemu import virtiofsd
-from runphi_async import digits, regular, syscalls
+from runphi_async import digits, regular
 from runphi_async.errors import BackendError
-from runphi_async.namespaces import apart
+from runphi_async.host import syscalls
+from runphi_async.host.namespaces import apart
+from runphi_async.host.processes import Process
 from runphi_async.partition.spec import Bind
-from runphi_async.processes import Process
-from runphi_async.store import write_atomically
+from runphi_async.record.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

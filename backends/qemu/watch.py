@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backends.qemu.again import Again
     from backends.qemu.driver import QemuDriver
     from backends.qemu.second import SecondTry
-    from runphi_async.config import InitSeconds
+    from runphi_async.config.schema import InitSeconds
 
 log = logging.getLogger(__name__)
 

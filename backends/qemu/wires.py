@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from backends.qemu.heard import Heard
-from consoles.sources.fifo import LineChannel, open_fifo
+from consoles.streams.fifo import LineChannel, open_fifo
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:

@@ -26,16 +26,17 @@ from backends.xen.machine import HostFacts, Pool, wish
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
-from consoles import vchan
+from consoles.sharedmem import vchan
 from consoles.sources.base import SourceError
-from runphi_async import nic, regular
+from runphi_async import regular
 from runphi_async.errors import BackendError, PlanError
+from runphi_async.host import nic
 from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from backends.xen.plan import XenPlan
-    from runphi_async.config import Config
+    from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 _decoder = msgspec.json.Decoder(Memory)

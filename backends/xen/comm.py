@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from backends.xen import fields
 from backends.xen.dev import need_device_model
 from backends.xen.machine import wishes
-from consoles.vchan import NAME_MAX
+from consoles.sharedmem.vchan import NAME_MAX
 from runphi_async.errors import PlanError
 from runphi_async.partition.channels import MAX_CHANNELS, Channel, check_name
 

@@ -27,12 +27,12 @@ from backends.xen.vifs import Vifs, status_path
 from backends.xen.words import TO_HOST, Words, exit_code
 from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
-from consoles import shmfiles, vchan
-from consoles.sources.fifo import open_fifo
+from consoles.sharedmem import shmfiles, vchan
+from consoles.streams.fifo import open_fifo
 from runphi_async import digits, regular
 from runphi_async.errors import BackendError, StateError
 from runphi_async.partition.spec import GuestKind
-from runphi_async.store import Store, write_atomically
+from runphi_async.record.store import Store, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backends.base import Finding, Level
 from runphi_async import digits
-from runphi_async.partition.units import MIB, human
+from runphi_async.units import MIB, human
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

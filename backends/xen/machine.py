@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from runphi_async.errors import PlanError
-from runphi_async.nic import Link
+from runphi_async.host.nic import Link
 from runphi_async.partition.image import ImageFacts
 
 if TYPE_CHECKING:

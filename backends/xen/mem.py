@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from runphi_async.errors import PlanError
-from runphi_async.partition.units import MIB, human
+from runphi_async.units import MIB, human
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts

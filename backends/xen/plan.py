@@ -21,7 +21,7 @@ from backends.xen.machine import Type, check_wishes, wish
 from runphi_async.errors import PlanError
 from runphi_async.partition import boot, comm, cpu, mem, mounts
 from runphi_async.partition.spec import GuestKind, PartitionPlan
-from runphi_async.partition.units import MIB, human
+from runphi_async.units import MIB, human
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts, PlanConfig

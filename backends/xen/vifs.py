@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backends.guest.nics import Nics
-from runphi_async import nic
 from runphi_async.errors import BackendError
-from runphi_async.netlink import Netlink
-from runphi_async.nic import Tap
+from runphi_async.host import nic
+from runphi_async.host.netlink import Netlink
+from runphi_async.host.nic import Tap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a console source that cannot be spliced must offer: ptys, sockets, serial ports, follow commands, shared memory.
 
-A FIFO is moved into the journal by the kernel (``consoles.sources.fifo``) and needs none of this. All other sources
+A FIFO is moved into the journal by the kernel (``consoles.streams.fifo``) and needs none of this. All other sources
 are read by us and appended to the journal in one step; each says in its own docstring what a crash in between costs.
 """
 

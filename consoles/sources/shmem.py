@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from consoles.regions import open_region
-from consoles.shmem import GUEST_CLOSED, GUEST_OPEN, Channel
+from consoles.sharedmem.regions import open_region
+from consoles.sharedmem.shmem import GUEST_CLOSED, GUEST_OPEN, Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consoles.regions import Region
-    from consoles.shmem import ChannelStatistics
+    from consoles.sharedmem.regions import Region
+    from consoles.sharedmem.shmem import ChannelStatistics
     from consoles.sources.base import Listener
 
 #: Seconds between two looks while bytes flow: the loop's own clock is no finer.
@@ -66,7 +66,8 @@ class ShmemStatistics(NamedTuple):
 class ShmemSource:
     """The host's end of a channel as ``consoles.sources.base.Source``.
 
-    :param place: where the memory is (``consoles.regions.parse_place``), or what finds that out; called off the loop.
+    :param place: where the memory is (``consoles.sharedmem.regions.parse_place``), or what finds that out; called off
+        the loop.
     :param stored: bytes of this channel that an earlier supervisor stored; None: unknown.
     :param violation: told what the guest did wrong; may be called at every look.
     :param open_bell: opens the doorbell that the memory has; called off the loop.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from consoles.sharedmem.vchan import Vchan, load
 from consoles.sources.link import DRAIN_MAX, Backoff, Returning, open_off_loop
-from consoles.vchan import Vchan, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from consoles.sharedmem.vchan import Library
     from consoles.sources.base import Listener
-    from consoles.vchan import Library
 
 #: Chunks taken in one turn of the loop: a guest that never stops must leave others theirs.
 TURN: Final = 4

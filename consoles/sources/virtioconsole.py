@@ -6,8 +6,8 @@ the header at the beginning of the shared memory, the register's offset into ``w
 and set it to 0. Interrupts are INTx: there is one vector, 0, and a doorbell with any other is dropped in silence. The
 guest's driver looks once for a device that is ready, so this source must be open before the guest boots.
 
-The guest may write anything at any time: registers are read once, queues are checked (``consoles.virtqueue``), and a
-queue that makes no sense stops the device until the guest resets it.
+The guest may write anything at any time: registers are read once, queues are checked
+(``consoles.sharedmem.virtqueue``), and a queue that makes no sense stops the device until the guest resets it.
 
 What a crash costs: our state word falls to 0 and the guest's console writers spin until the next supervisor is there.
 It goes on with the queues of the last one, which are written down in ``memory``; without that the guest, which sets
@@ -24,15 +24,15 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from consoles.ivshmem import STATE_READY, UioDevice
-from consoles.regions import fence
+from consoles.sharedmem.ivshmem import STATE_READY, UioDevice
+from consoles.sharedmem.regions import fence
+from consoles.sharedmem.virtqueue import Broken, Queue
 from consoles.sources.base import SourceError
-from consoles.virtqueue import Broken, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consoles.ivshmem import Device
+    from consoles.sharedmem.ivshmem import Device
     from consoles.sources.base import Listener
 
 # Offsets of the header. Source: virtio over ivshmem, revision 1.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# bash completion of runphi; made by `python -m runphi_async.manual bash`
+# bash completion of runphi; made by `python -m runphi_async.commands.manual bash`
 _runphi_names() {
     local entry
     for entry in "${RUNPHI_RUN_DIR:-/run/runPHI}"/*/state.json; do

@@ -9,33 +9,36 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
-from consoles import terminal
-from consoles.people import Role, Wish
-from runphi_async import detachkeys, digits, replay, signals, wire
-from runphi_async.call import ClientGone
+from consoles.streams import terminal
+from runphi_async import digits, wire
+from runphi_async.commands import detachkeys
 from runphi_async.errors import RunphiError, StateError, UsageError
-from runphi_async.sessions import Session, hangup, read_size, who_is
+from runphi_async.oci import signals
+from runphi_async.terminals import replay
+from runphi_async.terminals.people import Role, Wish
+from runphi_async.terminals.sessions import Session, hangup, read_size, who_is
+from runphi_async.wire.call import ClientGone
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from consoles.input import Input
-    from runphi_async.call import Call
-    from runphi_async.channels import Stream
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.console import Console
-    from runphi_async.guest import Guest
-    from runphi_async.supervisor import Supervisor
+    from consoles.streams.input import Input
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.terminals.channels import Stream
+    from runphi_async.terminals.console import Console
+    from runphi_async.wire.call import Call
 
 log = logging.getLogger(__name__)
 
-#: Flags of the ATTACH frame. Source: client_attach.py.
+#: Flags of the ATTACH frame. Source: client/attach.py.
 TERMINAL, STDIN, FORWARD, ESCAPE, PEOPLE = 1, 2, 4, 8, 16
 #: Roles that a client may have had under an earlier supervisor; the client of `run` cannot come back.
 BACK: Final = [Role.WRITER.value, Role.SHARER.value, Role.OBSERVER.value]
 #: Seconds that the last output of an ended guest may take to reach a client.
 LAST_BYTES = 5.0
-#: What the keys behind the escape key do; some of them are the client's business (client_attach.py).
+#: What the keys behind the escape key do; some of them are the client's business (client/attach.py).
 HELP: Final = (
     ("?", "this help"),
     (". or d", "leave"),

@@ -11,19 +11,19 @@ import anyio
 from backends.jailhouse import codec, sysconfig
 from backends.jailhouse.model import System
 from runphi_async import regular
+from runphi_async.board import board as boards
+from runphi_async.board import iomem as iomems
+from runphi_async.board import ranges
 from runphi_async.errors import CellError, ConfigError
-from runphi_async.partition import board as boards
-from runphi_async.partition import iomem as iomems
-from runphi_async.partition import ranges
-from runphi_async.partition.units import human
+from runphi_async.units import human
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.partition.board import Board
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.board.board import Board
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 #: more than any root configuration or /proc/iomem has
 FILE_MAX: Final = 1 << 20

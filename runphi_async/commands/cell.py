@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from backends.jailhouse.model import Cell
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 #: Largest file that is read: more than any configuration that the hypervisor takes, system configurations included.
 FILE_MAX = 1 << 20

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import anyio
 
 from runphi_async import digits
-from runphi_async.cli import PassThrough
-from runphi_async.creation import Creation, Order, is_wanted, read_bundle
+from runphi_async.commands.cli import PassThrough
+from runphi_async.container.creation import Creation, Order, is_wanted, read_bundle
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING
 import anyio
 
 from backends.base import Finding, Level
-from runphi_async import doctor, doctor_report
-from runphi_async.config import load
+from runphi_async.config.schema import load
+from runphi_async.doctor import checkup
+from runphi_async.doctor import report as doctor_report
 from runphi_async.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.config import Config
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.config.schema import Config
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:
@@ -47,7 +48,7 @@ def check(given: Namespace) -> None:
 
 def shown(found: Sequence[Finding], *, as_json: bool) -> bytes:
     """Return the findings as they are printed."""
-    return doctor.as_json(found) if as_json else doctor.as_text(found).encode("utf-8", "surrogateescape")
+    return checkup.as_json(found) if as_json else checkup.as_text(found).encode("utf-8", "surrogateescape")
 
 
 def worst(found: Sequence[Finding]) -> int:
@@ -71,7 +72,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Print what was found, or write the report; a report that was written is a success whatever it says."""
     check(given)
     problem, found = await anyio.to_thread.run_sync(configured, supervisor.config)
-    found += await doctor.examine(supervisor.detection)
+    found += await checkup.examine(supervisor.detection)
     if given.report is None:
         await call.out(shown(found, as_json=given.json))
         return worst(found)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
-from runphi_async.cli import PassThrough
+from runphi_async.aio.waiting import either
+from runphi_async.commands.cli import PassThrough
 from runphi_async.errors import NotFoundError
-from runphi_async.waiting import either
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.guest import Guest
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

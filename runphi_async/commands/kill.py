@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`runphi kill`: a signal for the container; what it means is in `runphi_async.signals`."""
+"""`runphi kill`: a signal for the container; what it means is in `runphi_async.oci.signals`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runphi_async.cli import find_or_pass
-from runphi_async.container import Status
-from runphi_async.signals import parse
+from runphi_async.commands.cli import find_or_pass
+from runphi_async.oci.signals import parse
+from runphi_async.record.lifecycle import Status
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from runphi_async.cli import PassThrough
-from runphi_async.creation import document
+from runphi_async.commands.cli import PassThrough
+from runphi_async.container.creation import document
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 #: Seconds that the ordinary runtime may take to list its own.
@@ -49,7 +49,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
 
 
 def _ours(guest: object) -> dict[str, object]:
-    from runphi_async.guest import Guest
+    from runphi_async.container.guest import Guest
 
     assert isinstance(guest, Guest)
     row: dict[str, object] = msgspec.to_builtins(document(guest))

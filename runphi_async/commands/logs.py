@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from consoles import logreader
+from consoles.streams import logreader
 from runphi_async import digits, wire
-from runphi_async.client_attach import SAFE
-from runphi_async.consolelogs import raw_directory
+from runphi_async.aio.waiting import either
+from runphi_async.client.attach import SAFE
 from runphi_async.errors import RunphiError, UsageError
-from runphi_async.waiting import either
+from runphi_async.terminals.consolelogs import raw_directory
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.logplan import LogPlan
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.partition.logplan import LogPlan
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 #: One frame carries at most this.

@@ -11,19 +11,19 @@ import anyio
 from backends import detect
 from backends.jailhouse.backend import JailhouseBackend
 from backends.jailhouse.sysfs import View
+from runphi_async.board import board as boards
+from runphi_async.board import drawing
+from runphi_async.board.claims import check, strangers
+from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.errors import ConfigError, RunphiError
-from runphi_async.partition import board as boards
-from runphi_async.partition import drawing
-from runphi_async.partition.claims import check, strangers
-from runphi_async.partition.ledger import FILE, Ledger
-from runphi_async.store import boot_id, write_atomically
+from runphi_async.record.store import boot_id, write_atomically
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

@@ -10,18 +10,18 @@ import anyio
 import msgspec
 
 from backends import detect
-from runphi_async.creation import is_wanted, read_bundle
+from runphi_async.container.creation import is_wanted, read_bundle
 from runphi_async.errors import SpecError
 from runphi_async.partition import conf
 from runphi_async.partition.guest import guest_spec
-from runphi_async.store import check_id
+from runphi_async.record.store import check_id
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

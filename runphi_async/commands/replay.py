@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`runphi replay`: play a timed log (``consoles.timed``) with the pauses it was recorded with."""
+"""`runphi replay`: play a timed log (``consoles.streams.timed``) with the pauses it was recorded with."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from consoles import timed
-from consoles.logs.files import history
+from consoles.streams import timed
+from consoles.streams.logs.files import history
 from runphi_async import digits, regular, wire
-from runphi_async.client_attach import SAFE
-from runphi_async.consolelogs import plans
+from runphi_async.client.attach import SAFE
 from runphi_async.errors import RunphiError, UsageError
+from runphi_async.terminals.consolelogs import plans
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
     from typing import BinaryIO
 
-    from consoles.timed import Record
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from consoles.streams.timed import Record
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 #: Records read in one step off the loop.
 STEP: Final = 16

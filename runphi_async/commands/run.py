@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from consoles.people import Wish
-from runphi_async import detachkeys, wire
-from runphi_async.cli import PassThrough
-from runphi_async.commands import attach, create
-from runphi_async.creation import Creation, is_wanted, read_bundle
-from runphi_async.waiting import either
+from runphi_async import wire
+from runphi_async.aio.waiting import either
+from runphi_async.commands import attach, create, detachkeys
+from runphi_async.commands.cli import PassThrough
+from runphi_async.container.creation import Creation, is_wanted, read_bundle
+from runphi_async.terminals.people import Wish
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.guest import Guest
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from consoles.people import Role, Wish
-from consoles.sinks.attach import AttachStatistics
+from consoles.streams.sinks.attach import AttachStatistics
 from runphi_async import regular, wire
-from runphi_async.config import Size
-from runphi_async.console import read_some, reopen
+from runphi_async.aio.waiting import either
+from runphi_async.config.schema import Size
 from runphi_async.errors import RunphiError, StateError, UsageError
-from runphi_async.sessions import who_is
-from runphi_async.waiting import either
+from runphi_async.terminals.console import read_some, reopen
+from runphi_async.terminals.people import Role, Wish
+from runphi_async.terminals.sessions import who_is
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.guest import Guest
-    from runphi_async.sessions import Session
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.terminals.sessions import Session
+    from runphi_async.wire.call import Call
 
 #: The file is read and typed in pieces of this.
 PIECE: Final = 1 << 12

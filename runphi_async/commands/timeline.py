@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from runphi_async.aio.waiting import either
 from runphi_async.commands.logs import moment
-from runphi_async.timeline import Timeline, as_json, as_text
-from runphi_async.waiting import either
+from runphi_async.operations.timeline import Timeline, as_json, as_text
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.guest import Guest
-    from runphi_async.supervisor import Supervisor
-    from runphi_async.timeline import Item
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
+    from runphi_async.operations.timeline import Item
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 #: Items that are read and sent in one step.
 STEP: Final = 512

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from runphi_async import digits, regular
-from runphi_async.cgroup import Limits
-from runphi_async.cli import find_or_pass
-from runphi_async.console import read_some, reopen
-from runphi_async.container import Status
+from runphi_async.commands.cli import find_or_pass
 from runphi_async.errors import SpecError, StateError, UnsupportedError
+from runphi_async.host.cgroup import Limits
 from runphi_async.oci.spec import Resources, resources_from_bytes
+from runphi_async.record.lifecycle import Status
+from runphi_async.terminals.console import read_some, reopen
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
 
 
 #: Largest resources document, in bytes.

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from runphi_async.call import Call
-    from runphi_async.cli import Globals, Parser
-    from runphi_async.guest import Guest
-    from runphi_async.sessions import Row
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.terminals.sessions import Row
+    from runphi_async.wire.call import Call
 
 
 def arguments(parser: Parser) -> None:

@@ -18,11 +18,11 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from runphi_async.config.realrunc import is_runphi
 from runphi_async.errors import RunphiError
 from runphi_async.install import diversion, record
 from runphi_async.install.root import HOME, NEW, relative, remove, sync
 from runphi_async.install.steps import step
-from runphi_async.realrunc import is_runphi
 
 if TYPE_CHECKING:
     from runphi_async.install.root import Root

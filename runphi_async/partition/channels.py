@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from consoles import ivshmem, shmem, shmfiles
-from consoles.regions import parse_place
+from consoles.sharedmem import ivshmem, shmem, shmfiles
+from consoles.sharedmem.regions import parse_place
 from consoles.sources import describe
 from consoles.sources.base import SourceError
-from runphi_async import sources
+from runphi_async import units
 from runphi_async.errors import SpecError
-from runphi_async.partition import units
+from runphi_async.partition import sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

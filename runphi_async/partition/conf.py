@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from runphi_async.partition.units import human
+from runphi_async.units import human
 
 if TYPE_CHECKING:
     from runphi_async.partition.spec import PartitionPlan

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import digits
+from runphi_async import digits, units
 from runphi_async.errors import PlanError
-from runphi_async.partition import units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from runphi_async import digits, inroot
+from runphi_async import digits, units
 from runphi_async.errors import SpecError
-from runphi_async.partition import mounts, units
+from runphi_async.host import inroot
+from runphi_async.partition import mounts
 from runphi_async.partition.request import CONTROL, HOST
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec, Rlimit
 

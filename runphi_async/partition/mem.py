@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from runphi_async.errors import PlanError
-from runphi_async.partition.units import MIB, human, round_up
+from runphi_async.units import MIB, human, round_up
 
 if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from runphi_async import syscalls
 from runphi_async.errors import PlanError
+from runphi_async.host import syscalls
 
 #: option → (flags it sets, flags it takes back). Source: mount(8); flags of linux/mount.h
 _FLAGS: Final = {

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import syscalls
 from runphi_async.errors import PlanError
+from runphi_async.host import syscalls
 from runphi_async.partition import mountoptions
 from runphi_async.partition.spec import Bind, GuestKind, MountSpec
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from runphi_async import units
 from runphi_async.errors import PlanError
-from runphi_async.partition import units
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runphi_async.nic import Link
+    from runphi_async.host.nic import Link
     from runphi_async.partition.spec import GuestSpec
 
 #: the annotation

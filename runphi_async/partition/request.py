@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from runphi_async import logplan
+from runphi_async import units
 from runphi_async.errors import SpecError
-from runphi_async.partition import bootconfig, channels, units
+from runphi_async.partition import bootconfig, channels, logplan
 from runphi_async.partition.bootconfig import BootConfig
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.spec import GuestKind
-from runphi_async.watching import check_annotation
+from runphi_async.terminals.watching import check_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ PREFIX: Final = "org.runphi."
 #: settings of one backend alone, which checks them itself
 BACKENDS_OWN: Final = ("org.runphi.xen.",)
 HOST: Final = "host:"
-#: what follows is the name of a rule for the console (runphi_async/watching.py)
+#: what follows is the name of a rule for the console (runphi_async/terminals/watching.py)
 RULE: Final = "rule."
 #: the backend names that mean "no partition, please"; `docker` is what the original calls it
 PASS_THROUGH: Final = ("runc", "docker")

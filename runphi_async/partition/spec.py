@@ -151,7 +151,7 @@ class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     netns: str | None = None
     #: MAC address of each interface of the guest
     macs: tuple[str, ...] = ()
-    #: named streams; the memory of those the backend makes is found by ``consoles.shmfiles``
+    #: named streams; the memory of those the backend makes is found by ``consoles.sharedmem.shmfiles``
     channels: tuple[Channel, ...] = ()
     console: str | None = None
     #: one sentence a decision, for people

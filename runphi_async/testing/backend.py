@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.base import Capabilities, Evidence, Finding, Inheritance, Level, Told, Verdict
-from consoles.sources.fifo import LineChannel, open_fifo
 from consoles.sources.link import Link, Returning
-from runphi_async import stub
+from consoles.streams.fifo import LineChannel, open_fifo
 from runphi_async.errors import BackendError
+from runphi_async.host.processes import Process
+from runphi_async.lifeline import stub
 from runphi_async.partition.spec import PartitionPlan
-from runphi_async.processes import Process
 
 if TYPE_CHECKING:
-    from runphi_async.config import Config
+    from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec
 
 #: Seconds the script may take to say that it has started.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backends.guest import initrd
 from backends.jailhouse import codec
-from runphi_async.config import Config, from_table
-from runphi_async.partition import board as boards
+from runphi_async.board import board as boards
+from runphi_async.config.schema import Config, from_table
 from runphi_async.testing import fake_jailhouse
 from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux
 from runphi_async.testing.fake_jailhouse.place import Place

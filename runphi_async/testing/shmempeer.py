@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest's side of a shared-memory channel in Python, for tests and for trying out: honest, and made to be bent.
 
-It is written from docs/reference/shared-memory.md and shares no code with ``consoles.shmem``, so that a mistake in one
-shows against the other. examples/channels/runphi_channel.h is the same in C.
+It is written from docs/reference/shared-memory.md and shares no code with ``consoles.sharedmem.shmem``, so that a
+mistake in one shows against the other. examples/channels/runphi_channel.h is the same in C.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from consoles.regions import Region
+    from consoles.sharedmem.regions import Region
 
 
 class Peer:

@@ -12,12 +12,12 @@ import os
 import struct
 from typing import TYPE_CHECKING, Protocol
 
-from consoles.regions import Mapping
+from consoles.sharedmem.regions import Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consoles.regions import Region
+    from consoles.sharedmem.regions import Region
 
 #: Seconds a driver waits for the other side; Linux waits for ever.
 PATIENCE = 10.0
@@ -44,7 +44,7 @@ class Wire:
 
 
 class WireDevice:
-    """One side; a ``consoles.ivshmem.Device``."""
+    """One side; a ``consoles.sharedmem.ivshmem.Device``."""
 
     def __init__(self, wire: Wire, number: int) -> None:
         self.id = number

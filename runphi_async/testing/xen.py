@@ -19,7 +19,7 @@ import tty
 from typing import TYPE_CHECKING, Final
 
 from backends.xen.xenstore import Decoder, Message, Op, encode
-from runphi_async.processes import Process
+from runphi_async.host.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from runphi_async.cgroup import Cgroup, Limits, hierarchies
+from runphi_async.host.cgroup import Cgroup, Limits, hierarchies
 from runphi_async.testing.containerd import CHECKOUT
 from tests.engine.pods import Pod
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async.stub import Fd
+from runphi_async.lifeline.stub import Fd
 from runphi_async.testing.containerd import wait_until
 from tests.engine.cli import BUSYBOX
 from tests.engine.harness import ANSWER, BANNER, PROMPT, command, exit_code

@@ -9,7 +9,7 @@ from unittest import mock
 
 from backends.qemu import accel
 from backends.qemu.accel import cache, proof
-from runphi_async.config import ACCEL_VARIABLE, Qemu
+from runphi_async.config.schema import ACCEL_VARIABLE, Qemu
 from runphi_async.testing import liarqemu
 from tests.system.place import Place
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from backends.guest.initrd import Entry, archive
-from runphi_async import config
+from runphi_async.config import schema as config
 
 if TYPE_CHECKING:
     from tests.system.place import Container, Place

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from runphi_async import hypervisor
+from runphi_async.terminals import hypervisor
 from runphi_async.testing.containerd import passed_on
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from backends.guest import elf
 from backends.qemu import accel
 from backends.qemu.accel import Question, cache, decide, linuxproof, proof
 from backends.qemu.backend import QemuBackend
-from runphi_async import config
-from runphi_async.processes import children
+from runphi_async.config import schema as config
+from runphi_async.host.processes import children
 from runphi_async.testing import liarqemu
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -251,7 +251,7 @@ def test_ten_supervisors_prove_once(tmp_path: Path) -> None:
     binary = liar(tmp_path, "hangs")
     (tmp_path / "config.toml").write_text(f'[qemu]\nx86_64 = "{binary}"\nkernel = "/nonexistent"\n')
     env = {**os.environ, config.PATH_VARIABLE: str(tmp_path / "config.toml")}
-    argv = [sys.executable, "-m", "backends.qemu.accel"]
+    argv = [sys.executable, "-m", "backends.qemu.prove"]
     all_of_them = [
         subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(10)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.jailhouse.backend import JailhouseBackend
-from consoles.regions import open_region
+from consoles.sharedmem.regions import open_region
 from consoles.sources.base import SourceError
 from runphi_async.partition.channels import Channel
 from runphi_async.testing.shmempeer import Peer

@@ -9,12 +9,12 @@ import pytest
 
 from backends.jailhouse.plan import Form
 from backends.jailhouse.planner import JailhousePlanner
-from runphi_async.config import Config, Jailhouse
-from runphi_async.partition import claims
-from runphi_async.partition.claims import Seen
+from runphi_async.board import claims
+from runphi_async.board.claims import Seen
+from runphi_async.config.schema import Config, Jailhouse
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from runphi_async.partition.units import MIB
 from runphi_async.testing.fake_jailhouse import inmates
+from runphi_async.units import MIB
 from tests.unit.fakeboard import FakeBoard
 
 if TYPE_CHECKING:

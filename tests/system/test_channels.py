@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from consoles import shmfiles
+from consoles.sharedmem import shmfiles
 from tests.system.place import PATIENCE, ROOT, RUNPHI, Container, Place, until
 
 if TYPE_CHECKING:

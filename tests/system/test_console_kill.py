@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import terminal
-from consoles.journal import Journal, grow_pipe
-from consoles.logs.sidecar import unpack
+from consoles.streams import terminal
+from consoles.streams.journal import Journal, grow_pipe
+from consoles.streams.logs.sidecar import unpack
 from tests.unit.consolekit import pattern
 from tests.unit.logkit import from_cri, from_json, from_timed
 
@@ -33,12 +33,12 @@ KILLS = 15
 #: what a supervisor does with a console: arguments are our pid, the descriptors to take, the log's directory
 CHILD = """
 import asyncio, os, sys
-from consoles.hub import Hub
-from consoles.journal import Journal
-from consoles.sinks.logfile import KINDS, Place, open_log
-from consoles.sinks.stdio import StdioSink
-from runphi_async.console import reopen
-from runphi_async.syscalls import pidfd_getfd
+from consoles.streams.hub import Hub
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.logfile import KINDS, Place, open_log
+from consoles.streams.sinks.stdio import StdioSink
+from runphi_async.terminals.console import reopen
+from runphi_async.host.syscalls import pidfd_getfd
 
 holder, source, stdio_cursor, log_cursor, out = map(int, sys.argv[1:6])
 pidfd = os.pidfd_open(holder)

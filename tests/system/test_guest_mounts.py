@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runphi_async import config
+from runphi_async.config import schema as config
 from tests.system.linuxkit import linux, linux_bundle
 from tests.system.place import ended, until
 

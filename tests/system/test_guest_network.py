@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async import config
+from runphi_async.config import schema as config
 from tests.system.linuxkit import Lan, joined, linux, linux_bundle, network_ramdisk
 from tests.system.place import RUNPHI, ended, until
 

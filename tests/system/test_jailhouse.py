@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.jailhouse import codec
-from runphi_async.partition.claims import Claim, Kind, Owner
-from runphi_async.partition.ledger import Ledger
-from runphi_async.store import boot_id
+from runphi_async.board.claims import Claim, Kind, Owner
+from runphi_async.board.ledger import Ledger
+from runphi_async.record.store import boot_id
 from runphi_async.testing.fake_jailhouse import board as fake
 from runphi_async.testing.fake_jailhouse import driver
 from tests.system.cellkit import CellPlace, board_in, kill, places

@@ -25,8 +25,8 @@ from backends.jailhouse.images import images
 from backends.jailhouse.marks import Filter, Said
 from backends.jailhouse.plan import Form
 from backends.jailhouse.planner import JailhousePlanner
-from runphi_async.config import Config, Jailhouse
-from runphi_async.partition import board as boards
+from runphi_async.board import board as boards
+from runphi_async.config.schema import Config, Jailhouse
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
 if TYPE_CHECKING:

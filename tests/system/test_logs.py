@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.logs.encode import Stamp
-from consoles.timed import Timed
+from consoles.streams.logs.encode import Stamp
+from consoles.streams.timed import Timed
 from tests.system.place import PATIENCE, RUNPHI, Place, until
 from tests.unit.logkit import cri_records, from_cri, from_json, from_timed, json_records
 

@@ -73,8 +73,8 @@ def test_the_wheel_runs(dist: Path, wheels: Path, tmp_path: Path) -> None:
     assert "backends/guest/init/init.c" in names
     assert {f"backends/qemu/probe/{arch}.elf" for arch in ("x86_64", "aarch64")} <= names
     assert "runphi_async/testing/fake_jailhouse/bin/jailhouse" in names
-    for board in (ROOT / "runphi_async/partition/boards").glob("*.toml"):
-        assert f"runphi_async/partition/boards/{board.name}" in names
+    for board in (ROOT / "runphi_async/board/boards").glob("*.toml"):
+        assert f"runphi_async/board/boards/{board.name}" in names
     assert not any(name.startswith(("tests/", "bench/")) for name in names)
     run("/usr/bin/python3", "-m", "venv", tmp_path / "venv")
     pip: list[str | Path] = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from runphi_async import config
+from runphi_async.config import schema as config
 from tests.system.linuxkit import BUSYBOX, NETNS, fill_rootfs
 from tests.system.place import RUNPHI
 

@@ -19,7 +19,7 @@ from backends.base import Verdict
 from backends.guest import handed
 from backends.qemu import exitcode, virtiofs
 from backends.qemu import plan as planner
-from runphi_async import config
+from runphi_async.config import schema as config
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
 if TYPE_CHECKING:

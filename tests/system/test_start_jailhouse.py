@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backends.jailhouse import codec
-from runphi_async.partition.claims import Claim, Kind, Owner
-from runphi_async.partition.ledger import FILE, Ledger
-from runphi_async.store import boot_id
+from runphi_async.board.claims import Claim, Kind, Owner
+from runphi_async.board.ledger import FILE, Ledger
+from runphi_async.record.store import boot_id
 from runphi_async.testing.fake_jailhouse import driver, rootsystem
 from tests.unit.fakeboard import BIN, CONFIGS, ROOT, FakeBoard
 

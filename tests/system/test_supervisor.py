@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consoles import terminal
+from consoles.streams import terminal
 from runphi_async import wire
 from tests.system.place import PATIENCE, RUNPHI, Container, Place, until
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from runphi_async import cli, wire
+from runphi_async import wire
+from runphi_async.commands import cli
 
 if TYPE_CHECKING:
-    from runphi_async.supervisor import Supervisor
+    from runphi_async.supervisor.daemon import Supervisor
 
 
 class FakeCall:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import pytest
 
 from backends.base import Evidence, Told, Verdict
-from consoles.sources.fifo import open_fifo
-from runphi_async import stub
-from runphi_async.processes import Process
+from consoles.streams.fifo import open_fifo
+from runphi_async.host.processes import Process
+from runphi_async.lifeline import stub
 from tests.unit.consolekit import until
 
 if TYPE_CHECKING:

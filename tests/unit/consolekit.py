@@ -8,7 +8,7 @@ import os
 import random
 from typing import TYPE_CHECKING, Final
 
-from consoles.journal import Journal
+from consoles.streams.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ import io
 import json
 import re
 
-from consoles import timed
+from consoles.streams import timed
 
 CRI = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([FP]) ([^\n]*)\n")
 

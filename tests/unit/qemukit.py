@@ -9,10 +9,10 @@ import msgspec
 
 from backends.qemu import plan as planner
 from backends.qemu.machine import HostFacts
-from runphi_async.config import Qemu
+from runphi_async.config.schema import Qemu
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
-from runphi_async.partition.units import MIB
+from runphi_async.units import MIB
 
 PVH = ImageFacts(ImageFormat.ELF, 9000, "x86_64", 64, 0x100100, (Segment(0x100000, 0x102000),), 0x100100)
 MULTIBOOT = msgspec.structs.replace(PVH, bits=32, pvh_entry=None, multiboot=True)

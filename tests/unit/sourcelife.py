@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consoles.sources.base import SourceError
-from runphi_async import stub
+from runphi_async.lifeline import stub
 from tests.unit.conformance import Life
 from tests.unit.consolekit import until
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class SourceLife(Life):
-    """Does what ``runphi_async.console`` does with a source: opens it behind the stub, again after every adoption."""
+    """Does what ``runphi_async.terminals.console`` does with a source: opens it behind the stub, again after every
+    adoption."""
 
     source: Source
     fresh = b""

@@ -17,8 +17,8 @@ import pytest
 from backends.qemu import accel
 from backends.qemu.accel import Accel, Question, cache, decide, linuxproof, proof
 from backends.qemu.accel.decide import Mark, Run, Unfinished
-from runphi_async import store
 from runphi_async.errors import BackendError
+from runphi_async.record import store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles.sinks.attach import LEAST, WORDS, Age, AttachSink, frame
+from consoles.streams.sinks.attach import LEAST, WORDS, Age, AttachSink, frame
 from tests.unit.consolekit import journals, pattern, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from consoles.journal import Journal
+    from consoles.streams.journal import Journal
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runphi_async import wire
-from runphi_async.config import Config
+from runphi_async.board import board as boards
+from runphi_async.board import ranges
+from runphi_async.board.ranges import Range
+from runphi_async.config.schema import Config
 from runphi_async.errors import ConfigError
-from runphi_async.partition import board as boards
-from runphi_async.partition import ranges
-from runphi_async.partition.ranges import Range
-from runphi_async.supervisor import Supervisor
+from runphi_async.supervisor.daemon import Supervisor
 from tests.unit.clikit import answer
 
 #: the least that is a board
@@ -54,7 +54,7 @@ def test_shipped_boards_are_without_fault(name: str) -> None:
 def test_three_boards_are_shipped_and_packed() -> None:
     assert boards.shipped() == ["kria-kv260", "qemu-arm64", "zcu104"]
     packed = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert packed["runphi_async.partition"] == ["boards/*.toml"]
+    assert packed["runphi_async.board"] == ["boards/*.toml"]
 
 
 def keys_of(value: Any) -> set[str]:

@@ -19,19 +19,20 @@ from backends.guest import fdt
 from backends.jailhouse import examples, generator, tree
 from backends.jailhouse.desk import Facts
 from backends.jailhouse.plan import Flag, Form, JailhousePlan, Source, Virtual
-from runphi_async.config import Size
+from runphi_async.board import board as boards
+from runphi_async.board import ranges
+from runphi_async.board.claims import Claim, Held, Kind, Owner, units
+from runphi_async.board.ranges import Range
+from runphi_async.config.schema import Size
 from runphi_async.errors import PlanError
-from runphi_async.partition import board as boards
-from runphi_async.partition import conf, ranges
+from runphi_async.partition import conf
 from runphi_async.partition.channels import Channel
-from runphi_async.partition.claims import Claim, Held, Kind, Owner, units
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
-from runphi_async.partition.ranges import Range
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
-from runphi_async.partition.units import KIB, MIB
+from runphi_async.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from runphi_async.partition.board import Board
+    from runphi_async.board.board import Board
 
 QEMU = boards.load("qemu-arm64")
 KRIA = boards.load("kria-kv260")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from backends.guest import fdt
 from backends.guest.fdt import Node, Tree, cells, texts, wide
 from backends.jailhouse import examples, tree
+from runphi_async.board import board as boards
 from runphi_async.errors import PlanError, TreeError
-from runphi_async.partition import board as boards
 
 if TYPE_CHECKING:
     from pathlib import Path

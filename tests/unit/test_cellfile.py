@@ -11,11 +11,11 @@ import pytest
 from backends.jailhouse import cellfile, check, codec, examples, generator, layout, model, tree
 from backends.jailhouse.desk import Facts
 from backends.jailhouse.plan import CellPlan, Flag, Uart, Virtual
+from runphi_async.board import board as boards
+from runphi_async.board.claims import Held, Owner
+from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError, PlanError
-from runphi_async.partition import board as boards
-from runphi_async.partition.claims import Held, Owner
 from runphi_async.partition.image import ImageFacts, ImageFormat
-from runphi_async.partition.ranges import Range
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.fake_jailhouse import board as fake
 from tests.unit.jailhousekit import recorded_bytes

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async.cgroup import Cgroup, Hierarchy, Limits, Stats, hierarchies, leave, path_for
 from runphi_async.errors import CgroupError
+from runphi_async.host.cgroup import Cgroup, Hierarchy, Limits, Stats, hierarchies, leave, path_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -291,7 +291,8 @@ def test_remove_takes_what_was_made_below(real: Cgroup) -> None:
 @needs_root
 def test_leave(real: Cgroup) -> None:
     code = (
-        "import sys; from runphi_async.cgroup import leave; leave(sys.argv[1]);print(open('/proc/self/cgroup').read())"
+        "import sys; from runphi_async.host.cgroup import leave; leave(sys.argv[1]);"
+        "print(open('/proc/self/cgroup').read())"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, real.path],

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from runphi_async import cgroup
-from runphi_async.cgroup import Cgroup, Hierarchy, Limits, Stats
 from runphi_async.errors import CgroupError
+from runphi_async.host import cgroup
+from runphi_async.host.cgroup import Cgroup, Hierarchy, Limits, Stats
 
 FILES = {
     "cgroup.procs": "",

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from consoles import shmfiles
-from runphi_async import channels as streams
-from runphi_async.config import Channels as ChannelsConfig
-from runphi_async.config import Config
-from runphi_async.container import Status
+from consoles.sharedmem import shmfiles
+from runphi_async.config.schema import Channels as ChannelsConfig
+from runphi_async.config.schema import Config
 from runphi_async.errors import NotFoundError, SpecError
 from runphi_async.oci import spec as oci
 from runphi_async.partition import channels
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.request import PartitionRequest, request
 from runphi_async.partition.spec import GuestKind
-from runphi_async.store import Record
+from runphi_async.record.lifecycle import Status
+from runphi_async.record.store import Record
+from runphi_async.terminals import channels as streams
 from tests.unit.qemukit import ARM, LINUX, MULTIBOOT, PVH, option, options, plan
 
 KIB = 1024

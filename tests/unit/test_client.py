@@ -219,8 +219,8 @@ def test_a_console_loads_its_module_only(supervisor: FakeSupervisor, run_dir: Pa
 
     supervisor.scripts.append(script)
     assert loaded(run_dir, "attach", "c1") <= CLIENT | {
-        "runphi_async.client_attach",
-        "runphi_async.client_keys",
+        "runphi_async.client.attach",
+        "runphi_async.client.keys",
         "termios",
     }
 

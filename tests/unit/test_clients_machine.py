@@ -17,9 +17,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
-from consoles.hub import Hub
-from consoles.journal import Journal
-from consoles.sinks.attach import AttachSink, frame
+from consoles.streams.hub import Hub
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.attach import AttachSink, frame
 from tests.unit.consolekit import pattern, pipe
 
 LIMIT = 40_000

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runphi_async import config, realrunc
-from runphi_async.config import Config, Size
+from runphi_async.config import realrunc
+from runphi_async.config import schema as config
+from runphi_async.config.schema import Config, Size
 from runphi_async.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
@@ -181,7 +182,7 @@ def test_size_text_reads_back(size: int) -> None:
 
 
 def test_reference_is_current() -> None:
-    assert PAGE.read_text() == config.reference(), "run: python -m runphi_async.config > " + os.fspath(PAGE)
+    assert PAGE.read_text() == config.reference(), "run: python -m runphi_async.config.schema > " + os.fspath(PAGE)
 
 
 @pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 5000, "\x00"], ids=["digits", "depth", "nul"])

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from consoles.hub import Hub
-from consoles.logs import carry
-from runphi_async import consolelogs
-from runphi_async.consolelogs import ConsoleLogs
-from runphi_async.logplan import LogPlan
+from consoles.streams.hub import Hub
+from consoles.streams.logs import carry
+from runphi_async.partition.logplan import LogPlan
+from runphi_async.terminals import consolelogs
+from runphi_async.terminals.consolelogs import ConsoleLogs
 from tests.unit.consolekit import journals, until
 from tests.unit.logkit import from_cri
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from consoles.journal import Journal
+    from consoles.streams.journal import Journal
 
 journal = pytest.fixture(journals)
 

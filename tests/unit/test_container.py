@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runphi_async.container import Action, Event, Status, Step, decide
 from runphi_async.errors import StateError
+from runphi_async.record.lifecycle import Action, Event, Status, Step, decide
 
 A, E, S = Action, Event, Status
 GONE = (A.DESTROY, A.SETTLE)

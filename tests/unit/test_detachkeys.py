@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runphi_async.client_keys import DetachKeys
-from runphi_async.detachkeys import parse
+from runphi_async.client.keys import DetachKeys
+from runphi_async.commands.detachkeys import parse
 from runphi_async.errors import UsageError
 
 

@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 
 from backends.jailhouse.marks import Filter, Said
 from backends.xen.states import parse_pools
-from consoles.regions import parse_place
+from consoles.sharedmem.regions import parse_place
 from consoles.sources import settings
 from consoles.sources.base import SourceError
-from runphi_async import digits, replay, sessions, signals
-from runphi_async.cgroup import _number as cgroup_number
+from runphi_async import digits, units
+from runphi_async.board import ranges
 from runphi_async.commands.logs import moment
-from runphi_async.config import Size
+from runphi_async.config.schema import Size
 from runphi_async.errors import RunphiError
-from runphi_async.partition import ranges, units
+from runphi_async.host.cgroup import _number as cgroup_number
+from runphi_async.oci import signals
 from runphi_async.partition.guest import parse_cpuset
+from runphi_async.terminals import replay, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

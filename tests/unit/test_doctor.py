@@ -11,9 +11,9 @@ import pytest
 
 from backends.base import Finding, Level
 from backends.qemu.backend import QemuBackend
-from runphi_async import doctor
-from runphi_async.config import from_table
-from runphi_async.doctor import Engine, Host, Place
+from runphi_async.config.schema import from_table
+from runphi_async.doctor import checkup
+from runphi_async.doctor.checkup import Engine, Host, Place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def levels(found: list[Finding]) -> set[Level]:
 
 
 def test_a_healthy_host() -> None:
-    found = doctor.judge_host(HEALTHY)
+    found = checkup.judge_host(HEALTHY)
     assert levels(found) == {Level.OK}
     assert [finding.text for finding in found][-2:] == ["cgroups: v2", "4 CPUs, 8192 MiB of memory"]
 
@@ -45,7 +45,7 @@ def test_a_healthy_host() -> None:
     ],
 )
 def test_a_host_with_a_flaw(change: dict[str, object], level: Level, words: str) -> None:
-    found = doctor.judge_host(HEALTHY._replace(**change))  # type: ignore[arg-type]
+    found = checkup.judge_host(HEALTHY._replace(**change))  # type: ignore[arg-type]
     assert any(finding.level is level and words in finding.text for finding in found)
     assert all(finding.mend for finding in found if finding.level in (Level.ERROR, Level.WARNING))
 
@@ -61,7 +61,7 @@ def test_a_host_with_a_flaw(change: dict[str, object], level: Level, words: str)
     ],
 )
 def test_a_directory(place: Place, level: Level) -> None:
-    (finding,) = doctor.judge_place(place)
+    (finding,) = checkup.judge_place(place)
     assert finding.level is level
     assert "/r" in finding.text
 
@@ -69,40 +69,40 @@ def test_a_directory(place: Place, level: Level) -> None:
 def test_directories_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = from_table({"log": {"dir": str(tmp_path / "file" / "log")}})
-    run, log = doctor.read_places(config, str(tmp_path))
+    run, log = checkup.read_places(config, str(tmp_path))
     assert (run.mode, run.problem) == (tmp_path.stat().st_mode & 0o7777, "")
     assert run.free > 0
     assert log.problem == "not a directory"
-    assert len(doctor.read_places(from_table({"log": {"enabled": False}}), str(tmp_path))) == 1
+    assert len(checkup.read_places(from_table({"log": {"enabled": False}}), str(tmp_path))) == 1
 
 
 def test_the_ordinary_runtime() -> None:
-    assert levels(doctor.judge_runc("/usr/bin/runc", "runc version 1.1.5", "")) == {Level.OK}
-    assert levels(doctor.judge_runc("/usr/bin/runc", "", "")) == {Level.WARNING}
-    (finding,) = doctor.judge_runc(None, "", "/opt/runc")
+    assert levels(checkup.judge_runc("/usr/bin/runc", "runc version 1.1.5", "")) == {Level.OK}
+    assert levels(checkup.judge_runc("/usr/bin/runc", "", "")) == {Level.WARNING}
+    (finding,) = checkup.judge_runc(None, "", "/opt/runc")
     assert "/opt/runc" in finding.text
 
 
 def test_an_engine() -> None:
     engine = Engine("docker", "dockerd", "/etc/docker/daemon.json")
-    assert doctor.judge_engine(engine, "20.10", '{"runtimes":{"runphi":{}}}').level is Level.OK
-    assert doctor.judge_engine(engine, "", "").level is Level.NOTE
+    assert checkup.judge_engine(engine, "20.10", '{"runtimes":{"runphi":{}}}').level is Level.OK
+    assert checkup.judge_engine(engine, "", "").level is Level.NOTE
 
 
 def test_this_host_can_be_read() -> None:
-    host = doctor.read_host()
+    host = checkup.read_host()
     assert host.kernel == os.uname().release
     assert host.cpus > 0
 
 
 def test_the_answer() -> None:
     found = [Finding(Level.OK, "host", "fine"), Finding(Level.ERROR, "runc", "bad", "mend it")]
-    assert doctor.as_text(found).splitlines() == [
+    assert checkup.as_text(found).splitlines() == [
         "ok      host        fine",
         "error   runc        bad",
         "                    to mend it: mend it",
     ]
-    assert json.loads(doctor.as_json(found))[1] == {
+    assert json.loads(checkup.as_json(found))[1] == {
         "level": "error", "area": "runc", "text": "bad", "mend": "mend it",
     }  # fmt: skip
 

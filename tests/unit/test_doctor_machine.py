@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.base import Finding, Level
-from runphi_async import doctor_machine
-from runphi_async.doctor_machine import Devices
+from runphi_async.doctor import machine
+from runphi_async.doctor.machine import Devices
 from runphi_async.install import change, examine, record, runc
 from runphi_async.install.root import CONFIG, HOME, Root, digest_of
 
@@ -21,7 +21,7 @@ HEALTHY = Devices("x86_64", "", "", "vmx", 1 << 20, "/etc/runphi/config.toml", (
 
 
 def test_a_healthy_machine() -> None:
-    assert {finding.level for finding in doctor_machine.judge(HEALTHY)} == {Level.OK}
+    assert {finding.level for finding in machine.judge(HEALTHY)} == {Level.OK}
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_a_healthy_machine() -> None:
     ],
 )
 def test_a_machine_with_a_flaw(change: dict[str, object], level: Level, words: str, mend: str) -> None:
-    found = doctor_machine.judge(HEALTHY._replace(**change))  # type: ignore[arg-type]
+    found = machine.judge(HEALTHY._replace(**change))  # type: ignore[arg-type]
     assert [f for f in found if f.level is level and words in f.text and mend in f.mend]
 
 
 def test_this_machine_can_be_read() -> None:
-    devices = doctor_machine.read()
+    devices = machine.read()
     assert devices.machine == os.uname().machine
     assert devices.files > 0
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from runphi_async import doctor_text
-from runphi_async.doctor_text import LINE_MAX, MASK, REPORT_MAX, Secrets, Section, clean, mask, render
+from runphi_async.doctor import text as doctor_text
+from runphi_async.doctor.text import LINE_MAX, MASK, REPORT_MAX, Secrets, Section, clean, mask, render
 
 #: what may stand in a report beside printable characters
 ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import hub as hub_module
-from consoles.hub import Hub
-from consoles.input import KEY, InputQueue
-from consoles.journal import Journal
+from consoles.streams import hub as hub_module
+from consoles.streams.hub import Hub
+from consoles.streams.input import KEY, InputQueue
+from consoles.streams.journal import Journal
 from tests.unit.consolekit import drain, pipe
 
 if TYPE_CHECKING:

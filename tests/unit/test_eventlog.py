@@ -7,7 +7,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-from runphi_async.eventlog import NAME, EventLog
+from runphi_async.record.eventlog import NAME, EventLog
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 
 from backends import detect
 from backends.detect import Detection
-from runphi_async.config import Config
+from runphi_async.config.schema import Config
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.backend import FakeBackend, FakeDriver

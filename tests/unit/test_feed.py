@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.feed import Feed
-from consoles.input import ROOM, SourceInput
-from consoles.journal import Journal
-from consoles.sinks.logfile import LOG, Place, open_log
-from consoles.sinks.stdio import StdioSink
 from consoles.sources.base import Breaks, SourceError
 from consoles.sources.pty import PtySource
 from consoles.sources.serial import SerialSource
 from consoles.sources.settings import SerialSettings
+from consoles.streams.feed import Feed
+from consoles.streams.input import ROOM, SourceInput
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.logfile import LOG, Place, open_log
+from consoles.streams.sinks.stdio import StdioSink
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
 from tests.unit.sourcekit import Puppet, Terminal
 

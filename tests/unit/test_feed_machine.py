@@ -12,9 +12,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consoles.feed import Feed
-from consoles.journal import Journal
-from consoles.sinks.stdio import StdioSink
+from consoles.streams.feed import Feed
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.stdio import StdioSink
 from tests.unit.consolekit import pattern, pipe
 from tests.unit.sourcekit import Puppet
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.journal import PIPE_SIZE
-from consoles.sources.fifo import CHANNEL_MAX, LINE_MAX, LineChannel, open_fifo
+from consoles.streams.fifo import CHANNEL_MAX, LINE_MAX, LineChannel, open_fifo
+from consoles.streams.journal import PIPE_SIZE
 from tests.unit.consolekit import fifo, until
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.hypervisor import Kind
+from backends.jailhouse.consolelines import Kind
 from consoles.sources.base import SourceError
-from runphi_async import hypervisor
-from runphi_async.config import from_table
-from runphi_async.hypervisor import NAME, HypervisorConsole, follow_hypervisor
+from runphi_async.config.schema import from_table
+from runphi_async.terminals import hypervisor
+from runphi_async.terminals.hypervisor import NAME, HypervisorConsole, follow_hypervisor
 from tests.unit.consolekit import until
 from tests.unit.sourcekit import Puppet
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import HookError
-from runphi_async.hooks import run_hooks
 from runphi_async.oci.spec import Hook
 
 if TYPE_CHECKING:

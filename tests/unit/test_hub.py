@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.hub import Hub
-from consoles.journal import Journal
-from consoles.sinks.logfile import LOG, Place, open_log
-from consoles.sinks.stdio import StdioSink
+from consoles.streams.hub import Hub
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.logfile import LOG, Place, open_log
+from consoles.streams.sinks.stdio import StdioSink
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from consoles.sinks.attach import AttachSink
+    from consoles.streams.sinks.attach import AttachSink
 
 WINDOW = 300_000
 REPLAY = 50_000

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import input as input_module
-from consoles.input import InputQueue
+from consoles.streams import input as input_module
+from consoles.streams.input import InputQueue
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async import inroot
 from runphi_async.errors import SpecError
+from runphi_async.host import inroot
 
 if TYPE_CHECKING:
     from pathlib import Path

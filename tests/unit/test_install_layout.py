@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runphi_async import config
+from runphi_async.config import schema as config
 from runphi_async.install import cli, layout, settings, tree
 from runphi_async.install.root import CONFIG, HOME, Root
 

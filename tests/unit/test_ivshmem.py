@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import ivshmem, regions
-from consoles.regions import PAGE, Mapping, open_region
+from consoles.sharedmem import ivshmem, regions
+from consoles.sharedmem.regions import PAGE, Mapping, open_region
 from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource
 from runphi_async.partition import channels

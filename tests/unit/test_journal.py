@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from consoles import journal as journal_module
-from consoles.journal import Journal, grow_pipe
+from consoles.streams import journal as journal_module
+from consoles.streams.journal import Journal, grow_pipe
 from tests.unit.consolekit import drain, journals, pattern, pipe
 
 if TYPE_CHECKING:

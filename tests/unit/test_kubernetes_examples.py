@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from runphi_async.config import Config
+from runphi_async.config.schema import Config
 from runphi_async.oci.spec import Process, Spec
 from runphi_async.partition.podannotations import of_container
 from runphi_async.partition.request import request
 from runphi_async.partition.spec import GuestKind
-from runphi_async.partition.units import parse_size
+from runphi_async.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,12 +19,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from runphi_async.board import claims, ranges
+from runphi_async.board import ledger as ledgers
+from runphi_async.board.claims import Claim, Held, Kind, Owner, Seen
+from runphi_async.board.ledger import Decision, Ledger
+from runphi_async.board.ranges import Range
 from runphi_async.errors import BackendError, PlanError
-from runphi_async.partition import claims, ranges
-from runphi_async.partition import ledger as ledgers
-from runphi_async.partition.claims import Claim, Held, Kind, Owner, Seen
-from runphi_async.partition.ledger import Decision, Ledger
-from runphi_async.partition.ranges import Range
 
 PAGE = 4096
 MEMORY = Claim(Kind.MEMORY, 0x1000, 0x3000)
@@ -171,8 +171,8 @@ def test_of_many_threads_one_gets_it(ledger: Ledger) -> None:
 #: claims one pair after the other, each twice as wide as a page, for ever
 BUSY = """
 import sys
-from runphi_async.partition.claims import Claim, Kind, Owner
-from runphi_async.partition.ledger import Decision, Ledger
+from runphi_async.board.claims import Claim, Kind, Owner
+from runphi_async.board.ledger import Decision, Ledger
 ledger = Ledger(sys.argv[1], "boot")
 n = 0
 while True:

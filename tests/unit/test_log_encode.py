@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles import timed
-from consoles.logs.encode import PIECE, Cri, Encoder, JsonFile, Raw, Stamp, rfc3339, runs
-from consoles.safe import Safe
+from consoles.streams import timed
+from consoles.streams.logs.encode import PIECE, Cri, Encoder, JsonFile, Raw, Stamp, rfc3339, runs
+from consoles.streams.safe import Safe
 from tests.unit.logkit import cri_records, from_cri, from_json, from_timed, json_records
 
 STAMP = Stamp(1_764_000_000_123_456_789, 42)

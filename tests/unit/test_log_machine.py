@@ -22,16 +22,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import consoles.journal
-from consoles import logreader
-from consoles.journal import Journal
-from consoles.logs import files as files_module
-from consoles.logs import sidecar as sidecar_module
-from consoles.logs.carry import Carrier, Encoded, Spliced
-from consoles.logs.encode import Stamp
-from consoles.logs.files import Files, Place
-from consoles.logs.sidecar import Sidecar
-from consoles.sinks.logfile import _ENCODERS, KINDS
+import consoles.streams.journal
+from consoles.streams import logreader
+from consoles.streams.journal import Journal
+from consoles.streams.logs import files as files_module
+from consoles.streams.logs import sidecar as sidecar_module
+from consoles.streams.logs.carry import Carrier, Encoded, Spliced
+from consoles.streams.logs.encode import Stamp
+from consoles.streams.logs.files import Files, Place
+from consoles.streams.logs.sidecar import Sidecar
+from consoles.streams.sinks.logfile import _ENCODERS, KINDS
 from tests.unit.consolekit import pattern
 from tests.unit.logkit import cri_records, from_cri, from_timed, json_records
 
@@ -141,7 +141,7 @@ class LogMachine(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         for module in (files_module, sidecar_module):
             self.patches.enter_context(mock.patch.object(module, "os", self.system))
-        self.patches.enter_context(mock.patch.object(consoles.journal, "_PUNCH_STEP", 4096))
+        self.patches.enter_context(mock.patch.object(consoles.streams.journal, "_PUNCH_STEP", 4096))
         self.memory = os.memfd_create("machine")
         self.journal = Journal(os.dup(self.memory))
         self.cursor = self.journal.cursor()

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import logreader
-from consoles.logs import files as files_module
-from consoles.logs import sidecar
-from consoles.logs.carry import Encoded
-from consoles.logs.encode import Cri
-from consoles.logs.files import Files
-from consoles.sinks import logfile
-from consoles.sinks.logfile import KINDS, Place, open_log
+from consoles.streams import logreader
+from consoles.streams.logs import files as files_module
+from consoles.streams.logs import sidecar
+from consoles.streams.logs.carry import Encoded
+from consoles.streams.logs.encode import Cri
+from consoles.streams.logs.files import Files
+from consoles.streams.sinks import logfile
+from consoles.streams.sinks.logfile import KINDS, Place, open_log
 from tests.unit.consolekit import journals, pattern, until
 from tests.unit.logkit import cri_records, from_cri, from_json, from_timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from consoles.journal import Journal
+    from consoles.streams.journal import Journal
 
 journal = pytest.fixture(journals)
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runphi_async import logplan
-from runphi_async.config import Log, Size
-from runphi_async.consolelogs import plans
+from runphi_async.config.schema import Log, Size
 from runphi_async.errors import SpecError
-from runphi_async.logplan import LogOrder, LogPlan, parse, plan
-from runphi_async.store import Record
+from runphi_async.partition import logplan
+from runphi_async.partition.logplan import LogOrder, LogPlan, parse, plan
+from runphi_async.record.store import Record
+from runphi_async.terminals.consolelogs import plans
 
 MIB = 1 << 20
 LOG = Log(dir="/logs", path_dirs=("/var/log/pods", "/srv/x/"))

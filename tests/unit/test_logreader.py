@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles import logreader
-from consoles.journal import Journal
-from consoles.sinks.logfile import INDEX, LOG, PAIR, Place, open_log
+from consoles.streams import logreader
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.logfile import INDEX, LOG, PAIR, Place, open_log
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runphi_async import manual
+from runphi_async.commands import manual
 from runphi_async.install.cli import parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ COMPLETION = ROOT / "packaging" / "completion" / "runphi.bash"
     ("what", "path"), [("man", ROOT / "packaging" / "runphi.8"), ("bash", COMPLETION)], ids=["man", "bash"]
 )
 def test_what_is_made_is_current(what: str, path: Path) -> None:
-    command = f"python -m runphi_async.manual {what} > {path.relative_to(ROOT)}"
+    command = f"python -m runphi_async.commands.manual {what} > {path.relative_to(ROOT)}"
     assert path.read_text() == manual.MADE[what](), f"run: {command}"
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async import namespaces, nic
 from runphi_async.errors import BackendError
-from runphi_async.netlink import Netlink
-from runphi_async.nic import Link, Tap
+from runphi_async.host import namespaces, nic
+from runphi_async.host.netlink import Netlink
+from runphi_async.host.nic import Link, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

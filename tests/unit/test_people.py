@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from consoles.people import Change, People, Role, Wish
+from runphi_async.terminals.people import Change, People, Role, Wish
 
 ROLES = {"w": Role.WRITER, "s": Role.SHARER, "o": Role.OBSERVER, "r": Role.OWNER}
 

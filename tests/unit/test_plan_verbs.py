@@ -17,19 +17,19 @@ import pytest
 from backends.jailhouse import planner
 from backends.jailhouse.sysfs import CellSeen, View
 from runphi_async import wire
+from runphi_async.board import board as boards
+from runphi_async.board import claims, drawing
+from runphi_async.board.claims import Claim, Held, Kind, Owner, Seen
+from runphi_async.board.ledger import FILE, Ledger
+from runphi_async.board.ranges import Range
 from runphi_async.commands import map as map_verb
-from runphi_async.config import Config, Jailhouse, Qemu
+from runphi_async.config.schema import Config, Jailhouse, Qemu
 from runphi_async.errors import PlanError
 from runphi_async.oci.state import OCI_VERSION
-from runphi_async.partition import board as boards
-from runphi_async.partition import claims, drawing
-from runphi_async.partition.claims import Claim, Held, Kind, Owner, Seen
-from runphi_async.partition.ledger import FILE, Ledger
-from runphi_async.partition.ranges import Range
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from runphi_async.partition.units import MIB
-from runphi_async.store import boot_id
-from runphi_async.supervisor import Supervisor
+from runphi_async.record.store import boot_id
+from runphi_async.supervisor.daemon import Supervisor
+from runphi_async.units import MIB
 from tests.unit.clikit import FakeCall, answer
 
 if TYPE_CHECKING:

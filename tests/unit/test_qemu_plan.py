@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from backends.qemu.machine import QemuPlan
 from runphi_async.errors import PlanError
-from runphi_async.nic import Link
+from runphi_async.host.nic import Link
 from runphi_async.partition import conf
 from runphi_async.partition.image import Handed, ImageFacts, Segment
 from runphi_async.partition.spec import GuestKind, PartitionPlan
-from runphi_async.partition.units import MIB
+from runphi_async.units import MIB
 from tests.unit.qemukit import (
     ARM,
     ARM_IMAGE,

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import logreader
-from consoles.sinks import logfile
-from consoles.sinks.logfile import INDEX, LOG, PAIR, Place, open_log
+from consoles.streams import logreader
+from consoles.streams.sinks import logfile
+from consoles.streams.sinks.logfile import INDEX, LOG, PAIR, Place, open_log
 from tests.unit.consolekit import Progress, journals, pattern, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from consoles.journal import Journal
+    from consoles.streams.journal import Journal
 
 journal = pytest.fixture(journals)
 

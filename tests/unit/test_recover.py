@@ -17,12 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends import detect
-from runphi_async import recover
-from runphi_async.config import Config, Log
-from runphi_async.container import Status
+from runphi_async.config.schema import Config, Log
+from runphi_async.container import recover
 from runphi_async.errors import StateError
-from runphi_async.store import MADE, STATE, VERSION, Record, Store, boot_id
-from runphi_async.supervisor import Supervisor
+from runphi_async.record.lifecycle import Status
+from runphi_async.record.store import MADE, STATE, VERSION, Record, Store, boot_id
+from runphi_async.supervisor.daemon import Supervisor
 from tests.unit.clikit import answer
 
 if TYPE_CHECKING:

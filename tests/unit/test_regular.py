@@ -14,14 +14,15 @@ import pytest
 from backends.guest import elf, nics
 from backends.jailhouse.planner import _check_tree
 from backends.xen.notes import is_pv_kernel
-from runphi_async import regular, stub
+from runphi_async import regular
+from runphi_async.board import board as boards
 from runphi_async.commands.board import _check
 from runphi_async.commands.cell import _contents
-from runphi_async.creation import read_bundle
+from runphi_async.container.creation import read_bundle
 from runphi_async.errors import RunphiError
+from runphi_async.lifeline import stub
 from runphi_async.oci import spec as oci
-from runphi_async.partition import board as boards
-from runphi_async.store import Store
+from runphi_async.record.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

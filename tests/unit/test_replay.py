@@ -11,19 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles.hub import Hub
-from consoles.journal import Journal
-from consoles.sinks.logfile import LOG, Place, open_log
-from consoles.terminal import Size
-from runphi_async import replay, wire
+from consoles.streams.hub import Hub
+from consoles.streams.journal import Journal
+from consoles.streams.sinks.logfile import LOG, Place, open_log
+from consoles.streams.terminal import Size
+from runphi_async import wire
 from runphi_async.errors import UsageError
+from runphi_async.terminals import replay
 from tests.unit.consolekit import pattern, pipe, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from runphi_async.call import Call
+    from runphi_async.wire.call import Call
 
 
 class Client:

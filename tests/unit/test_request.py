@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runphi_async import units
 from runphi_async.errors import SpecError
 from runphi_async.oci import spec as oci
-from runphi_async.partition import bootconfig, units
+from runphi_async.partition import bootconfig
 from runphi_async.partition.guest import guest_spec, parse_cpuset
 from runphi_async.partition.request import ANNOTATIONS, PartitionRequest, request, wants_boot_config
 from runphi_async.partition.spec import GuestKind, ProcessSpec

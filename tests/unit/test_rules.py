@@ -11,16 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles.rules import LINE_MAX, MATCHES_MAX, Match, Matcher, Milestones, Rule, RuleError, State, Watch, compiled
-from runphi_async.config import Config, from_table
+from consoles.streams.rules import (
+    LINE_MAX,
+    MATCHES_MAX,
+    Match,
+    Matcher,
+    Milestones,
+    Rule,
+    RuleError,
+    State,
+    Watch,
+    compiled,
+)
+from runphi_async.config.schema import Config, from_table
 from runphi_async.errors import ConfigError, SpecError
-from runphi_async.watching import check_annotation, rules_of
+from runphi_async.terminals.watching import check_annotation, rules_of
 from tests.unit.consolekit import journals, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from consoles.journal import Journal
+    from consoles.streams.journal import Journal
 
 READY = Rule("ready", rb"login: $|^ready")
 

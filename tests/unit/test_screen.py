@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles import screen
-from consoles.terminal import Size
-from runphi_async import replay
+from consoles.streams import screen
+from consoles.streams.terminal import Size
 from runphi_async.errors import UnsupportedError
+from runphi_async.terminals import replay
 
 
 def model(data: bytes, rows: int = 6, cols: int = 20) -> Any:

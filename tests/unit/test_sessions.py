@@ -8,11 +8,11 @@ import socket
 
 import pytest
 
-from consoles.people import Role, Wish
-from consoles.sinks.attach import AttachStatistics
-from consoles.terminal import Size
+from consoles.streams.sinks.attach import AttachStatistics
+from consoles.streams.terminal import Size
 from runphi_async import wire
-from runphi_async.sessions import Session, Sessions, Who, hangup, printable, read_size
+from runphi_async.terminals.people import Role, Wish
+from runphi_async.terminals.sessions import Session, Sessions, Who, hangup, printable, read_size
 from tests.unit.consolekit import until
 
 

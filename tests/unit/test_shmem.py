@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from consoles import regions, shmem
-from consoles.regions import Mapping
-from consoles.shmem import Channel
+from consoles.sharedmem import regions, shmem
+from consoles.sharedmem.regions import Mapping
+from consoles.sharedmem.shmem import Channel
 from consoles.sources.base import SourceError
 from runphi_async.testing.shmempeer import Peer
 from tests.unit.consolekit import pattern

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.regions import Mapping, open_region
+from consoles.sharedmem.regions import Mapping, open_region
 from consoles.sources import shmem
 from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from runphi_async.errors import UsageError
-from runphi_async.signals import Meaning, meaning, parse
+from runphi_async.oci.signals import Meaning, meaning, parse
 
 
 @pytest.mark.parametrize(

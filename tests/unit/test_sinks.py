@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import terminal
-from consoles.sinks.attach import AttachSink
-from consoles.sinks.stdio import StdioSink
+from consoles.streams import terminal
+from consoles.streams.sinks.attach import AttachSink
+from consoles.streams.sinks.stdio import StdioSink
 from tests.unit.consolekit import Progress, drain, journals, pattern, pipe, read_until, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from consoles.journal import Journal
+    from consoles.streams.journal import Journal
 
 journal = pytest.fixture(journals)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import terminal
-from consoles.input import InputQueue
-from consoles.sources.stdin import StdinSource
+from consoles.streams import terminal
+from consoles.streams.input import InputQueue
+from consoles.streams.stdin import StdinSource
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
 
 if TYPE_CHECKING:

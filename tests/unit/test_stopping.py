@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 import anyio
 import pytest
 
+from runphi_async.container.stopping import Stopping
 from runphi_async.errors import BackendError
-from runphi_async.signals import Meaning
-from runphi_async.stopping import Stopping
+from runphi_async.oci.signals import Meaning
 
 if TYPE_CHECKING:
     from backends.base import Driver

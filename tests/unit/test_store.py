@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from runphi_async.container import Status
 from runphi_async.errors import NotFoundError, SpecError, StateError
-from runphi_async.store import ID_MAX, Record, Store, boot_id, check_id, write_atomically
+from runphi_async.record.lifecycle import Status
+from runphi_async.record.store import ID_MAX, Record, Store, boot_id, check_id, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

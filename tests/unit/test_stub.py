@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async import stub
+from runphi_async.lifeline import stub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async import syscalls
+from runphi_async.host import syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path

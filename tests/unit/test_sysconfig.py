@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from backends.jailhouse import codec, layout, model, sysconfig
 from backends.jailhouse.model import Arch, Mem
 from runphi_async import wire
-from runphi_async.config import Config
+from runphi_async.board import board as boards
+from runphi_async.board import ranges
+from runphi_async.board.ranges import Range
+from runphi_async.config.schema import Config
 from runphi_async.errors import CellError
-from runphi_async.partition import board as boards
-from runphi_async.partition import ranges
-from runphi_async.partition.ranges import Range
-from runphi_async.supervisor import Supervisor
+from runphi_async.supervisor.daemon import Supervisor
 from runphi_async.testing.fake_jailhouse import board as fake
 from tests.unit import jailhousekit
 from tests.unit.clikit import answer
@@ -28,7 +28,7 @@ from tests.unit.clikit import answer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runphi_async.partition.board import Board
+    from runphi_async.board.board import Board
 
 #: of the recorded board, booted with mem=768M
 IOMEM = """\

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles import terminal
-from consoles.terminal import Size
+from consoles.streams import terminal
+from consoles.streams.terminal import Size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def test_the_slave_is_raw(pty: tuple[int, int]) -> None:
 def test_nobody_gets_a_controlling_terminal() -> None:
     script = (
         "import os\n"
-        "from consoles import terminal\n"
+        "from consoles.streams import terminal\n"
         "os.setsid()\n"
         "terminal.open_pty(None)\n"
         "try:\n"

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consoles.hypervisor import Kind
-from consoles.sinks.logfile import INDEX, LOG, PAIR
-from runphi_async import timeline
-from runphi_async.eventlog import EventLog
-from runphi_async.hypervisor import NAME, Entry, HypervisorConsole
-from runphi_async.timeline import (
+from backends.jailhouse.consolelines import Kind
+from consoles.streams.sinks.logfile import INDEX, LOG, PAIR
+from runphi_async.operations import timeline
+from runphi_async.operations.timeline import (
     ConsoleTrack,
     EventTrack,
     HypervisorTrack,
@@ -30,6 +28,8 @@ from runphi_async.timeline import (
     stamp,
     stretches,
 )
+from runphi_async.record.eventlog import EventLog
+from runphi_async.terminals.hypervisor import NAME, Entry, HypervisorConsole
 from tests.unit.sourcekit import Puppet
 
 if TYPE_CHECKING:

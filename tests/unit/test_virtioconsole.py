@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consoles.feed import Feed
-from consoles.journal import Journal
-from consoles.regions import Mapping
+from consoles.sharedmem.regions import Mapping
+from consoles.sharedmem.virtqueue import Broken, Queue
 from consoles.sources import virtioconsole
 from consoles.sources.base import SourceError
 from consoles.sources.virtioconsole import VirtioConsole, on_uio
-from consoles.virtqueue import Broken, Queue
+from consoles.streams.feed import Feed
+from consoles.streams.journal import Journal
 from runphi_async.testing.virtioguest import ConsoleDriver, Wire
 from tests.unit.consolekit import pattern, until
 from tests.unit.sourcekit import Ear

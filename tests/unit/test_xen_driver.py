@@ -20,10 +20,10 @@ from backends.xen.backend import XenBackend
 from backends.xen.hypervisor import Hypervisor
 from backends.xen.plan import XenPlan
 from backends.xen.xl import Xl
-from runphi_async import config as configuration
+from runphi_async.config import schema as configuration
 from runphi_async.errors import BackendError, PlanError
+from runphi_async.host.processes import Process
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
-from runphi_async.processes import Process
 from runphi_async.testing.xen import FakeXen
 from tests.unit.conformance import PATIENCE, DriverConformance, Life
 from tests.unit.imagekit import pvh_image

@@ -12,13 +12,13 @@ from backends.xen import plan as planner
 from backends.xen import xlcfg
 from backends.xen.machine import HostFacts, Pool
 from backends.xen.states import parse_pools
-from runphi_async.config import Xen
+from runphi_async.config.schema import Xen
 from runphi_async.errors import PlanError
-from runphi_async.nic import Link
+from runphi_async.host.nic import Link
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.image import ImageFacts, ImageFormat
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec
-from runphi_async.partition.units import MIB
+from runphi_async.units import MIB
 from tests.unit.xenkit import FACTS, IMAGE
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from backends.xen.machine import HostFacts, Pool
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
-from runphi_async.partition.units import MIB
+from runphi_async.units import MIB
 
 IMAGE = ImageFacts(ImageFormat.ELF, 9000, "x86_64", 64, 0x100100, (Segment(0x100000, 0x102000),), 0x100100)
 POOLS = (

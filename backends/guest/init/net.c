@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Sets the guest's interfaces up as the container's were in the network namespace of the host. The host says so on the
- * control port; runphi_async/nic.py writes these lines:
+ * control port; runphi_async/host/nic.py writes these lines:
  *   nic WIRE_MAC MAC MTU NAME                                       the interface that now has WIRE_MAC
  *   addr NAME ADDRESS/LENGTH SCOPE FLAGS BROADCAST|-
  *   route NAME DESTINATION/LENGTH GATEWAY|- SOURCE|- SCOPE METRIC FLAGS

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared memory devices (ivshmem) of the fake: what the root system has of them, and the cells' side.
 
-For the root system a device is a directory ``dev/uioN`` as ``consoles.ivshmem.UioDevice`` takes one. The hypervisor's
-part, which is routing doorbells and keeping the state table, is played by the process of the cell that has the device
-too; so a device works between the root system and one cell at a time.
+For the root system a device is a directory ``dev/uioN`` as ``consoles.sharedmem.ivshmem.UioDevice`` takes one. The
+hypervisor's part, which is routing doorbells and keeping the state table, is played by the process of the cell that has
+the device too; so a device works between the root system and one cell at a time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from backends.jailhouse.model import PAGE, PciType, Protocol
-from consoles.ivshmem import REG_DOORBELL, REG_ID, REG_INT_CONTROL, REG_MAX_PEERS, REG_STATE
-from consoles.regions import open_region
+from consoles.sharedmem.ivshmem import REG_DOORBELL, REG_ID, REG_INT_CONTROL, REG_MAX_PEERS, REG_STATE
+from consoles.sharedmem.regions import open_region
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from backends.jailhouse.model import Cell, PciDevice
-    from consoles.regions import Region
+    from consoles.sharedmem.regions import Region
     from runphi_async.testing.fake_jailhouse.place import Place
 
 _STORE: Final = struct.Struct("<II")

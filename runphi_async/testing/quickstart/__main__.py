@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from runphi_async.config import ACCEL_VARIABLE, PATH_VARIABLE
-from runphi_async.doctor_report import save
-from runphi_async.doctor_text import Secrets, Section, render
+from runphi_async.config.schema import ACCEL_VARIABLE, PATH_VARIABLE
+from runphi_async.doctor.report import save
+from runphi_async.doctor.text import Secrets, Section, render
 from runphi_async.errors import RunphiError
+from runphi_async.operations.timeline import safe
 from runphi_async.testing.cellboard import CellBoard
 from runphi_async.testing.containerd import RUNPHI, EngineError, PrivateContainerd, listener_pid, stop_process
 from runphi_async.testing.fake_jailhouse import inmates
@@ -36,7 +37,6 @@ from runphi_async.testing.quickstart.talks import (
     run_args,
 )
 from runphi_async.testing.quickstart.witness import DOCTOR_PATIENCE, Story, Witness, gather
-from runphi_async.timeline import safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Final
 
-from runphi_async.timeline import safe
+from runphi_async.operations.timeline import safe
 
 #: in front of what a guest prints
 MARGIN: Final = "    | "

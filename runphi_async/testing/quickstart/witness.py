@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backends.base import Finding, Level
-from runphi_async.doctor_report import process_state, tail
+from runphi_async.doctor.report import process_state, tail
 from runphi_async.testing.containerd import POLL, RUNPHI
 from runphi_async.testing.quickstart.causes import LINUX
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.xen.backend import XenBackend
-from runphi_async.config import Config
+from runphi_async.config.schema import Config
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from tests.unit.conformance import PATIENCE, DriverConformance, Life
 from tests.xen.dom0.kit import INMATE

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin client: forwards one command line to the supervisor and acts out the answer.
+
+Engines start it five to eight times per container, so it imports nothing but built-in modules (a test looks at
+sys.modules) and parses nothing it need not: a verb costs little more than the bare interpreter. What must happen in
+the caller's process tree happens here: forking the init stub, which the engine's shim then inherits, and becoming
+the ordinary runtime for containers that are not partitions.
+"""
+
+# No `from __future__ import annotations`: it is one more file to load.
+import _signal  # type: ignore[import-not-found]  # `signal` costs an import of enum
+import _socket
+import posix
+import sys
+
+from runphi_async import wire
+
+DEFAULT_RUN_DIR = b"/run/runPHI"
+DEFAULT_ROOT = b"/run/runc"
+#: Seconds without any word from the supervisor after which a verb gives up. Hooks may take long; hours they don't.
+PATIENCE = 600.0
+#: Verbs on an existing container: they belong to the runtime that owns it. All else is the supervisor's to answer.
+SHARED_VERBS = (
+    b"start", b"state", b"kill", b"delete", b"pause", b"resume", b"ps", b"update", b"exec", b"checkpoint", b"restore",
+)  # fmt: skip
+HELP = (b"--help", b"-h")
+#: Verbs that may simply be asked again when the supervisor died while it answered.
+REPEATABLE = (
+    b"state", b"list", b"ps", b"delete", b"kill", b"logs", b"attach", b"features", b"version", b"pause", b"resume",
+    b"replay", b"reopen-logs",
+)  # fmt: skip
+#: The verb that goes on without a supervisor, as it says what is wrong with it; and seconds after which one is hung.
+DOCTOR = b"doctor"
+DOCTOR_PATIENCE = 120.0
+#: How often somebody is asked: a supervisor that dies may still have taken the call that was meant for the next one.
+TRIES = 3
+GLOBAL_VALUES = (b"--root", b"--log", b"--log-format", b"--rootless", b"--criu", b"--config")
+
+
+class Lost(Exception):
+    """The supervisor went away before it answered."""
+
+
+def fail(text: str) -> int:
+    """Print an error as the runtime it stands for would."""
+    posix.write(2, b"runphi: " + text.encode("utf-8", "replace") + b"\n")
+    return 1
+
+
+def verb_and_root(argv: list[bytes]) -> tuple[bytes, bytes, list[bytes]]:
+    """Find the verb, the root directory and the words behind the verb; the supervisor does the real parsing."""
+    root = DEFAULT_ROOT
+    i = 0
+    while i < len(argv):
+        word = argv[i]
+        if not word.startswith(b"-"):
+            return word, root, argv[i + 1 :]
+        if word in GLOBAL_VALUES:
+            if word == b"--root" and i + 1 < len(argv):
+                root = argv[i + 1]
+            i += 1
+        elif word.startswith(b"--root="):
+            root = word[7:]
+        i += 1
+    return b"", root, []
+
+
+def is_ours(run_dir: bytes, root: bytes, words: list[bytes]) -> bool:
+    """Whether any of the words names a container whose entry in the root directory is a link to our record."""
+    for word in words:
+        if b"/" not in word and word:
+            try:
+                if posix.readlink(root + b"/" + word).startswith(run_dir + b"/"):
+                    return True
+            except OSError:
+                continue
+    return False
+
+
+def restore_signals() -> None:
+    """Undo what the interpreter ignores: a container that inherits an ignored SIGPIPE never ends in a pipeline."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+
+
+def usable(path: bytes, home: str) -> bool:
+    """Whether an ordinary runtime is there and not ourselves: runPHI may have taken runc's name since it was found."""
+    try:
+        found, own = posix.stat(path), posix.stat(home + "/bin/runphi")
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino)
+
+
+def become_runc(path: bytes, argv: list[bytes]) -> int:
+    """Replace this process by the ordinary runtime; it sees exactly what the engine sent."""
+    restore_signals()
+    try:
+        posix.execve(path, argv, posix.environ)
+    except OSError as exc:
+        shown = path.decode("utf-8", "replace")
+        return fail(f"cannot run {shown}: {exc.strerror}; install runc or set `runc` in the configuration")
+
+
+class Link:
+    """The connection to the supervisor: frames in, frames out."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self.data = b""
+        self.fds: list[int] = []
+
+    def send(self, kind: bytes, payload: bytes = b"") -> None:
+        data = wire.frame(kind, payload)
+        while data:
+            try:
+                data = data[self.sock.send(data) :]
+            except OSError as exc:
+                raise Lost from exc
+
+    def fill(self) -> None:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(65536, 1024, _socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError as exc:
+            raise Lost from exc
+        except OSError as exc:
+            raise Lost from exc
+        for level, kind, payload in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                for i in range(0, len(payload) - 3, 4):
+                    self.fds.append(int.from_bytes(payload[i : i + 4], sys.byteorder))
+        if not data:
+            raise Lost
+        self.data += data
+
+    def frame(self) -> tuple[bytes, bytes]:
+        while True:
+            taken = self.take()
+            if taken is not None:
+                return taken
+            self.fill()
+
+    def take(self) -> "tuple[bytes, bytes] | None":
+        if len(self.data) < 5:
+            return None
+        end = 5 + int.from_bytes(self.data[1:5], "big")
+        if len(self.data) < end:
+            return None
+        kind, payload = self.data[:1], self.data[5:end]
+        self.data = self.data[end:]
+        return kind, payload
+
+
+def connect(run_dir: bytes) -> "_socket.socket | None":
+    """Connect to the supervisor if one answers."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    directory = -1
+    path = run_dir + b"/" + wire.SOCKET.encode()
+    try:
+        if len(path) > 100:  # sun_path holds 108 bytes: go through the directory's descriptor
+            directory = posix.open(run_dir, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            path = b"/proc/self/fd/%d/%s" % (directory, wire.SOCKET.encode())
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        return None
+    finally:
+        if directory >= 0:
+            posix.close(directory)
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+def request(sock: _socket.socket, argv: list[bytes]) -> None:
+    """Send the call with descriptors 0, 1 and 2."""
+    fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
+    env = [key + b"=" + posix.environ[key] for key in wire.ENVIRONMENT if key in posix.environ]
+    try:
+        cwd = posix.getcwdb()
+    except OSError:
+        cwd = b"/"
+    data = wire.request(cwd, env, argv)
+    try:
+        sent = sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        while sent < len(data):
+            sent += sock.send(data[sent:])
+    except OSError as exc:
+        raise Lost from exc
+
+
+def spawn_stub(link: Link, payload: bytes) -> int:
+    """Fork the init stub: the child waits for the supervisor's word, then execs with exactly its descriptors."""
+    cwd, *argv = wire.unpack(payload)
+    fds, link.fds = link.fds, []
+    gate, release = posix.pipe()
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            posix.close(release)
+            posix.setsid()
+            posix.chdir(cwd)
+            go = posix.read(gate, 1)
+            if go == b"g":
+                # Move all out of the way of the low numbers first, then into place.
+                high = [_dup_above(fd, 32) for fd in fds]
+                for number, fd in enumerate(high):
+                    posix.dup2(fd, number, True)
+                posix.closerange(len(high), 1 << 30)
+                restore_signals()
+                posix.execve(argv[0], argv, {b"PATH": b"/usr/sbin:/usr/bin:/sbin:/bin"})
+        finally:
+            posix._exit(127)
+    posix.close(gate)
+    for fd in fds:
+        posix.close(fd)
+    try:
+        link.send(wire.PID, b"%d" % pid)
+        kind, payload = link.frame()
+        if kind != wire.GO:
+            raise Lost
+        posix.write(release, b"g")
+    finally:
+        posix.close(release)
+    return pid
+
+
+def _dup_above(fd: int, lowest: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD, lowest)
+
+
+def converse(link: Link, argv: list[bytes], run_dir: bytes) -> int:
+    """Act out the supervisor's frames until the exit status comes."""
+    while True:
+        kind, payload = link.frame()
+        if kind == wire.EXIT:
+            return int(payload)
+        if kind == wire.OUT:
+            write_all(1, payload)
+        elif kind == wire.ERR:
+            write_all(2, payload)
+        elif kind == wire.RUNC:
+            link.sock.close()
+            return become_runc(payload, [b"runc", *argv])
+        elif kind == wire.SPAWN:
+            spawn_stub(link, payload)
+        elif kind == wire.ATTACH:
+            from runphi_async.client import attach
+
+            return attach.attach(link, payload, argv, run_dir)
+        else:
+            raise Lost
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write text of the answer; a reader that left ends it quietly, as with any tool."""
+    while data:
+        try:
+            data = data[posix.write(fd, data) :]
+        except OSError:
+            return
+
+
+def reach(run_dir: bytes, home: str) -> "_socket.socket | str":
+    """Connect, starting a supervisor when none answers; a str is the reason why there is none."""
+    sock = connect(run_dir)
+    if sock is not None:
+        return sock
+    from runphi_async.client import start as client_start
+
+    return client_start.start(run_dir, home) or connect(run_dir) or "it ended at once"
+
+
+def doctor_alone(home: str, run_dir: bytes, why: str, argv: list[bytes]) -> int:
+    """Become a doctor that needs no supervisor."""
+    from runphi_async.client import start as client_start
+
+    return client_start.doctor_alone(home, run_dir, why, argv)
+
+
+def fill_standard_descriptors() -> None:
+    """Put /dev/null where 0, 1 or 2 is closed: else our own socket would become the container's stdin."""
+    for fd in (0, 1, 2):
+        try:
+            posix.fstat(fd)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDWR)
+
+
+def absolute(path: bytes) -> bytes:
+    """Return a directory's name as the supervisor writes it: links are compared with it as text."""
+    if not path.startswith(b"/"):
+        path = posix.getcwdb() + b"/" + path
+    return b"/" + b"/".join(word for word in path.split(b"/") if word and word != b".")
+
+
+def main(home: str) -> int:
+    """Run one command line; return the exit status."""
+    fill_standard_descriptors()
+    argv = [word.encode(sys.getfilesystemencoding(), "surrogateescape") for word in sys.argv[1:]]
+    run_dir = absolute(posix.environ.get(b"RUNPHI_RUN_DIR") or DEFAULT_RUN_DIR)
+    verb, root, words = verb_and_root(argv)
+    if verb in SHARED_VERBS and words[:1] not in ([HELP[0]], [HELP[1]]) and not is_ours(run_dir, root, words):
+        try:
+            ordinary = posix.readlink(run_dir + b"/runc")
+        except OSError:
+            ordinary = b""  # no supervisor has been here yet to tell which runc: ask one
+        if ordinary and usable(ordinary, home):
+            return become_runc(ordinary, [b"runc", *argv])
+    for attempt in range(1, TRIES + 1):
+        sock = reach(run_dir, home)
+        if isinstance(sock, str):
+            if verb == DOCTOR:
+                return doctor_alone(home, run_dir, sock, argv)
+            return fail(f"cannot start the supervisor: {sock}")
+        try:
+            if verb == DOCTOR:
+                sock.settimeout(DOCTOR_PATIENCE)
+            request(sock, argv)
+            return converse(Link(sock), argv, run_dir)
+        except Lost:
+            sock.close()
+            if attempt == TRIES or verb not in REPEATABLE:
+                break
+        except KeyboardInterrupt:
+            return 130
+    if verb == DOCTOR:
+        return doctor_alone(home, run_dir, "it ended or fell silent before it answered", argv)
+    log = run_dir.decode("utf-8", "replace") + "/supervisor.log"
+    return fail(f"the supervisor ended or fell silent before it answered; see {log} and try again")

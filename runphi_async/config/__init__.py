@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration file: its schema, reading it, saying what is wrong with it, and its reference page.
+
+``schema`` holds every key, ``loading`` makes a ``Config`` of a file; go on there. Nothing here looks at a container.
+This door opens without the packages of the supervisor: ``bin/configure`` comes through to ``realrunc``.
+"""

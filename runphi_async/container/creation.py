@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a container: the steps of ``create`` and ``run``, each with its undoing.
+
+Steps push what undoes them; a failed step runs the undoings in reverse, so that neither a half-made guest nor a
+claim stays. Nothing is printed on success: in an engine's create, stdout is already the container's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import msgspec
+
+from backends import detect
+from consoles.streams import terminal
+from runphi_async import regular
+from runphi_async.aio.waiting import together
+from runphi_async.container.guest import Guest
+from runphi_async.container.hooks import run_hooks
+from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
+from runphi_async.host import cgroup, inroot
+from runphi_async.host.cgroup import Limits
+from runphi_async.host.processes import Process, children, rank_for_memory
+from runphi_async.lifeline import stub
+from runphi_async.oci import spec as oci
+from runphi_async.oci.state import State, timestamp
+from runphi_async.partition import bootconfig, channels, conf, logplan, origin, podannotations, request
+from runphi_async.partition.guest import guest_spec, network
+from runphi_async.partition.spec import GuestKind
+from runphi_async.record.lifecycle import Event, Status
+from runphi_async.record.store import VERSION, Record, boot_id, check_id, write_atomically
+from runphi_async.terminals.console import FIFOS, Console, Lifeline, send_master
+from runphi_async.terminals.consolelogs import plans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from backends.base import Backend, Driver
+    from runphi_async.config.schema import Config
+    from runphi_async.partition.logplan import LogPlan
+    from runphi_async.partition.request import PartitionRequest
+    from runphi_async.partition.spec import GuestSpec, PartitionPlan
+    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.wire.call import Call
+
+log = logging.getLogger(__name__)
+
+#: A terminal whose size nobody has told yet.
+_UNKNOWN = terminal.Size(0, 0)
+#: Shown by `state` of a container whose console takes no input.
+ONE_WAY_ANNOTATION = "org.runphi.console-input"
+#: Largest /boot/config.json that is read from an image, in bytes.
+BOOT_CONFIG_MAX = 1 << 20
+
+
+class Order(NamedTuple):
+    """What the command line asked for; paths absolute.
+
+    :ivar attached: no engine: the terminal, if any, is shown by the client itself (``run``).
+    """
+
+    id: str
+    root: str
+    bundle: str
+    pid_file: str | None
+    console_socket: str | None
+    systemd_cgroup: bool
+    attached: bool = False
+
+
+class Asked(NamedTuple):
+    """A bundle, read: its configuration and whether it asks for a partition."""
+
+    raw: bytes
+    spec: oci.Spec
+    request: PartitionRequest | None
+
+
+def read_bundle(bundle: str, of_images: Sequence[str]) -> Asked:
+    """Read a bundle's config.json, and its image's /boot/config.json where that matters (blocks).
+
+    :param of_images: annotations that an image's author may set.
+    """
+    path = os.path.join(bundle, oci.CONFIG_NAME)
+    try:
+        raw = regular.read(path, oci.DOCUMENT_MAX)
+    except OSError as exc:
+        raise SpecError(f"cannot read {path}: {exc.strerror}", "give the bundle directory with --bundle") from exc
+    spec = oci.from_bytes(raw)
+    origin.check_annotations(bundle, spec.annotations, of_images)
+    spec = msgspec.structs.replace(spec, annotations=podannotations.of_container(spec.annotations))
+    boot: dict[str, Any] | None = None
+    if request.wants_boot_config(spec) and spec.root.path:
+        rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
+        data = inroot.read(rootfs, bootconfig.BOOT_CONFIG, BOOT_CONFIG_MAX) if os.path.isdir(rootfs) else None
+        if data is not None:
+            config = bootconfig.parse(data)
+            origin.check_boot_config(config, of_images)
+            boot = msgspec.to_builtins(config)
+    return Asked(raw, spec, request.request(spec, boot))
+
+
+def is_wanted(asked: Asked, config: Config) -> bool:
+    """Whether the container becomes a partition: it asks for one, and its backend is not that of ordinary ones."""
+    return asked.request is not None and (asked.request.backend or config.backend) not in request.PASS_THROUGH
+
+
+def limits(spec: oci.Spec, overhead: int) -> Limits:
+    """Return the cgroup limits: the guest's memory is the container's limit, the VMM's own comes on top."""
+    resources = spec.linux.resources if spec.linux is not None else None
+    if resources is None:
+        return Limits()
+    memory, cpu = resources.memory, resources.cpu
+    limit = memory.limit if memory is not None else None
+    bounded = limit is not None and limit > 0
+    return Limits(
+        memory_bytes=limit + overhead if limit is not None and bounded else None,
+        cpu_shares=cpu.shares if cpu is not None else None,
+        cpu_quota=cpu.quota if cpu is not None else None,
+        cpu_period=cpu.period if cpu is not None else None,
+        cpuset_cpus=cpu.cpus if cpu is not None else "",
+        cpuset_mems=cpu.mems if cpu is not None else "",
+    )
+
+
+class Creation:
+    """One container in the making."""
+
+    def __init__(self, supervisor: Supervisor, call: Call, order: Order, asked: Asked) -> None:
+        self._supervisor = supervisor
+        self._config = supervisor.config
+        self._store = supervisor.store
+        self._call = call
+        self._order = order
+        self._spec = asked.spec
+        self._raw = asked.raw
+        assert asked.request is not None
+        self._request = asked.request
+        self._undo = AsyncExitStack()
+
+    async def run(self) -> Guest:
+        """Take every step; return the guest in state created."""
+        try:
+            guest = await self._steps()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._undo.aclose()
+            raise
+        self._undo.pop_all()
+        return guest
+
+    async def _steps(self) -> Guest:
+        check_id(self._order.id)
+        self._check_paths()
+        self._check_terminal()
+        spec = await anyio.to_thread.run_sync(self._guest_spec)
+        backend = await detect.backend(self._request.backend or self._config.backend, self._supervisor.detection)
+        plan = await backend.plan(spec)
+        guest = self._claim(backend, plan, spec)
+        plan = await backend.claim(spec, plan, guest.record.name)
+        guest.record.plan = backend.remember(plan)
+        driver = backend.driver(plan, guest.directory)
+        guest.driver = driver
+        self._undo.push_async_callback(driver.release)
+        await self._write_record(guest, plan, spec)
+        await driver.prepare()
+        lifeline = self._open_console(guest, driver)
+        try:
+            self._undo.push_async_callback(self._remove_cgroup, guest)
+            # The VMM starts up while the kernel makes the cgroup and moves it there (up to 15 ms); it holds no guest
+            # memory yet, and it cannot run its guest before both are done.
+            await together(lambda: self._spawn(guest, driver, lifeline), lambda: self._make_cgroup(guest, driver))
+            await anyio.to_thread.run_sync(self._fill_cgroup, guest, driver)
+            await self._run_hooks(guest)
+            if lifeline.master >= 0 and self._order.console_socket is not None:
+                await self._hand_over(lifeline.master)
+        finally:
+            lifeline.close()
+        await self._publish(guest)
+        return guest
+
+    # Section: the steps
+
+    def _guest_spec(self) -> GuestSpec:
+        order, config = self._order, self._config.inmate
+        channels.check_allowed(self._request.channels, self._config.channels, self._config.source.host_paths)
+        return guest_spec(self._request, self._spec, order.id, order.bundle, config)
+
+    def _check_paths(self) -> None:
+        """Refuse what the record, which is JSON, cannot hold: file names may be any bytes."""
+        for path in (self._order.root, self._order.bundle):
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+                raise SpecError(f"cannot use {shown}: the path is not UTF-8", "rename the directory") from None
+
+    def _check_terminal(self) -> None:
+        terminal_wanted = self._spec.process is not None and self._spec.process.terminal
+        if terminal_wanted and not self._order.console_socket and not self._order.attached:
+            raise SpecError(
+                "cannot allocate tty if runphi will detach without setting console socket",
+                "give --console-socket, or set process.terminal to false",
+            )
+        if not terminal_wanted and self._order.console_socket:
+            raise SpecError(
+                "cannot use console socket if runphi will not detach or allocate tty",
+                "drop --console-socket, or set process.terminal to true",
+            )
+
+    def _claim(self, backend: Backend, plan: PartitionPlan, spec: GuestSpec) -> Guest:
+        order = self._order
+        name = self._store.claim(order.id, order.root)
+        self._undo.callback(self._store.remove, name, order.root, order.id)
+        logs = self._logs(name)
+        record = Record(
+            version=VERSION,
+            id=order.id,
+            name=name,
+            root=order.root,
+            bundle=order.bundle,
+            rootfs=spec.rootfs,
+            backend=backend.name,
+            status=Status.CREATING,
+            created=time.time(),
+            boot_id=boot_id(),
+            terminal=bool(self._spec.process and self._spec.process.terminal),
+            attached=order.attached,
+            annotations=dict(self._spec.annotations),
+            cgroup=self._cgroup_path(name),
+            log_dir=os.path.join(self._config.log.dir, name) if logs else "",
+            logs=logs,
+            channels=plan.channels,
+            console_channel=plan.console,
+            plan=backend.remember(plan),
+        )
+        guest = self._supervisor.adopt(Guest(record, self._store, self._config, self._supervisor.events))
+        self._undo.callback(self._supervisor.drop, guest)
+        guest.know_hooks(self._spec.hooks)
+        return guest
+
+    def _logs(self, name: str) -> tuple[LogPlan, ...]:
+        """Return the plan of the container's logs; a file belongs to one container."""
+        asked = self._request.log
+        logs = logplan.plan(self._config.log, name, None if asked is None else logplan.parse(asked))
+        others = [log for other in self._supervisor.guests.values() for log in plans(other.record)]
+        path = logplan.clash(logs, others)
+        if path is not None:
+            raise SpecError(f"cannot log to {path}: another container does", "give each its own path")
+        return logs
+
+    def _cgroup_path(self, name: str) -> str:
+        path = self._spec.linux.cgroups_path if self._spec.linux is not None else None
+        # The name, not the id: the same id in two roots must not mean the same cgroup.
+        return cgroup.path_for(path, name, systemd=self._order.systemd_cgroup)
+
+    async def _write_record(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
+        guest.save()
+        self._store.save_made(guest.record)
+        await anyio.to_thread.run_sync(self._write_files, guest, plan, spec)
+        guest.note("create", backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus)
+
+    def _write_files(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
+        directory, name = guest.directory, guest.record.name
+
+        def text(file: str, content: str) -> None:
+            write_atomically(os.path.join(directory, file), content.encode())
+
+        def link(file: str, target: str | None) -> None:
+            if target:
+                os.symlink(target, os.path.join(directory, file))
+
+        write_atomically(os.path.join(directory, "config.json"), self._raw)
+        text(f"config{name}.conf", conf.render(plan))
+        text("assignedCPUs", ",".join(str(cpu) for cpu in plan.pins) + "\n")
+        link("bundle", self._order.bundle)
+        link("rootfs", spec.rootfs)
+        link("inmate", spec.inmate)
+        link("linux", spec.kernel if spec.kind is not GuestKind.INMATE else None)
+        logs = guest.record.logs or ()
+        link("console", next((log.path for log in logs if log.kind == "raw"), logs[0].path if logs else None))
+        for fifo in (*FIFOS, "exit", "bell"):
+            os.mkfifo(os.path.join(directory, fifo), 0o600)
+
+    async def _make_cgroup(self, guest: Guest, driver: Driver) -> None:
+        group = guest.cgroup
+        await anyio.to_thread.run_sync(group.create)
+        if not driver.command:
+            return  # nothing of the guest runs in it, and its CPUs may have left this system: no cpuset has them
+        await anyio.to_thread.run_sync(group.apply, limits(self._spec, self._config.qemu.overhead_bytes))
+
+    async def _remove_cgroup(self, guest: Guest) -> None:
+        """Undo `_make_cgroup` as long as there is no init process, with whose end the cgroup goes."""
+        try:
+            await anyio.to_thread.run_sync(guest.cgroup.remove)
+        except (CgroupError, OSError) as exc:
+            log.warning("%s: %s", guest.record.name, exc)
+
+    def _fill_cgroup(self, guest: Guest, driver: Driver) -> None:
+        """Move the stub and the guest's helpers, with what they have forked by now."""
+        for pid in (guest.record.pid, *driver.helpers()):
+            guest.cgroup.join_family(pid)
+        for pid in driver.helpers():
+            self._rank((pid, *children(pid)))
+
+    def _rank(self, pids: Iterable[int]) -> None:
+        """Give processes the container's rank for the out-of-memory killer; without one they keep the engine's."""
+        rank = self._spec.process.oom_score_adj if self._spec.process is not None else None
+        if rank is not None:
+            for pid in pids:
+                rank_for_memory(pid, rank)
+
+    def _open_console(self, guest: Guest, driver: Driver) -> Lifeline:
+        process = self._spec.process
+        record = guest.record
+        if not record.terminal:
+            lifeline = Lifeline(record.id, self._call.fds)
+        elif record.attached:  # `run`: the client itself shows the console
+            lifeline = Lifeline(record.id, ())
+        else:
+            shown = process.console_size if process is not None else None
+            lifeline = Lifeline(record.id, (), terminal.Size(shown.height, shown.width) if shown else _UNKNOWN)
+        guest.console = Console(
+            self._config,
+            guest.directory,
+            guest.record.logs or (),
+            lifeline.journal,
+            lifeline.our_cursors(),
+            lifeline.ours(),
+            guest.note,
+            guest.end_of_input,
+            driver.console(),
+            guest.console_changed,
+        )
+        if guest.console.one_way:
+            record.annotations[ONE_WAY_ANNOTATION] = "no"
+        self._undo.push_async_callback(guest.console.close)
+        self._undo.push_async_callback(guest.close_channels)
+        guest.open_channels()
+        return lifeline
+
+    async def _spawn(self, guest: Guest, driver: Driver, lifeline: Lifeline) -> None:
+        bell = guest.open_bell()
+        inherited = driver.inheritance()
+        # The stub's own description: the supervisor's is non-blocking, and a shell's read must block.
+        exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
+        assert guest.console is not None
+        stdin, stdout, stderr = lifeline.stdio
+        fds = [
+            exit_fd, stdout, stderr, stdin, *lifeline.cursors,
+            guest.console.output, bell, inherited.events, inherited.control, *inherited.extra,
+        ]  # fmt: skip
+        argv = stub.command(driver.command, inherited.network or network(self._spec), inherited.again)
+        try:
+            pid = await self._call.spawn(guest.directory, argv, fds)
+        finally:
+            os.close(exit_fd)
+        try:
+            process = Process(pid)
+        except ProcessLookupError:  # with its client, most likely
+            raise StateError("cannot create the container: its init process was killed before it began") from None
+        guest.record.pid, guest.record.pid_start = pid, process.started
+        self._undo.callback(process.send, 9)
+        # From here on the guest's own task answers for its end, also when a later step fails.
+        await self._supervisor.enliven(guest)
+        self._undo.pop_all()
+        self._undo.push_async_callback(self._abort, guest)
+        guest.hold_stub(process)
+        guest.listen()
+        await driver.watch(guest.told())
+        guest.save()
+        self._rank((pid,))  # before the stub forks the VMM, which gets the same
+        await self._call.send(b"g")
+
+    async def _abort(self, guest: Guest) -> None:
+        await guest.end()
+        if guest.stub is not None:
+            guest.stub.send(9)
+        await guest.forget()
+        self._supervisor.drop(guest)
+
+    async def _run_hooks(self, guest: Guest) -> None:
+        hooks = self._spec.hooks
+        state = document(guest).hook_bytes()
+        await run_hooks(hooks.prestart, state, kind="prestart", cwd=self._order.bundle)
+        await run_hooks(hooks.create_runtime, state, kind="createRuntime", cwd=self._order.bundle)
+
+    async def _hand_over(self, master: int) -> None:
+        path = self._order.console_socket
+        assert path is not None
+        try:
+            await anyio.to_thread.run_sync(send_master, path, self._call.cwd, master)
+        except OSError as exc:
+            raise RunphiError(f"cannot send the terminal to {path}: {exc.strerror or exc}") from exc
+
+    async def _publish(self, guest: Guest) -> None:
+        if guest.settled.is_set():
+            raise BackendError(f"cannot create the guest: {guest.record.reason}")
+        guest.record.status = guest.decide(Event.MADE).status
+        guest.save()
+        pid = b"%d" % guest.record.pid
+        write_atomically(os.path.join(guest.directory, "pidfile"), pid)
+        if self._order.pid_file is not None:
+            try:
+                write_atomically(self._order.pid_file, pid, 0o644)
+            except OSError as exc:
+                raise RunphiError(f"cannot write the pid file {self._order.pid_file}: {exc.strerror}") from exc
+
+
+def document(guest: Guest) -> State:
+    """Return the OCI state of a container."""
+    record = guest.record
+    stopped = record.status is Status.STOPPED
+    annotations = dict(record.annotations)
+    annotations |= {f"org.runphi.boot.{name}-ms": str(value) for name, value in record.boot.items()}
+    if record.fallback is not None:
+        annotations["org.runphi.accel-fallback"] = record.fallback
+    if stopped:
+        annotations["org.runphi.exit-code"] = str(record.exit_code)
+        annotations["org.runphi.exit-reason"] = record.reason or ""
+    return State(
+        id=record.id,
+        pid=0 if stopped else record.pid,
+        status=record.status,
+        bundle=record.bundle,
+        rootfs=record.rootfs,
+        created=timestamp(int(record.created * 1_000_000_000)),
+        annotations=annotations,
+    )

@@ -1,0 +1,553 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One container as the supervisor holds it: carries out what ``runphi_async.record.lifecycle`` decides.
+
+Verbs on one container take turns (``lock``), verbs on different ones run side by side. The end of a guest is
+handled by the guest's own task (``live``), whoever is waiting for what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+
+from backends.base import Evidence, Told, Verdict
+from consoles.sharedmem import shmfiles
+from consoles.sources.base import SourceError
+from consoles.streams import terminal
+from consoles.streams.fifo import open_fifo
+from runphi_async.aio.waiting import together
+from runphi_async.container import hearsay
+from runphi_async.container.stopping import Stopping
+from runphi_async.errors import BackendError, CgroupError, StateError, UnsupportedError
+from runphi_async.host.cgroup import Cgroup, hierarchies
+from runphi_async.lifeline import stub
+from runphi_async.oci import spec as oci
+from runphi_async.oci.signals import Meaning, meaning
+from runphi_async.record import lifecycle
+from runphi_async.record.lifecycle import Action, Event, Status
+from runphi_async.terminals import channels
+from runphi_async.terminals.consolelogs import plans
+from runphi_async.terminals.sessions import Sessions
+from runphi_async.terminals.watching import Watching
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+    from backends.base import Driver
+    from runphi_async.config.schema import Config
+    from runphi_async.host.processes import Process
+    from runphi_async.partition.logplan import LogPlan
+    from runphi_async.record.eventlog import EventLog
+    from runphi_async.record.store import Record, Store
+    from runphi_async.terminals.channels import Stream
+    from runphi_async.terminals.console import Console
+
+log = logging.getLogger(__name__)
+
+#: Seconds that delete waits for a destroyed guest's end before it goes on without it: delete always ends.
+END_PATIENCE: Final = 10.0
+#: Seconds between two looks at the size of a guest's terminal. Nobody tells us: the pty is no one's controlling
+#: terminal here, so no SIGWINCH comes (docs/reference/engines.md).
+SIZE_PERIOD: Final = 0.5
+
+
+class Guest:
+    """A container with its guest, console and record.
+
+    :ivar lock: held by the verb that acts on the container.
+    :ivar settled: set once the guest has ended and its exit code is known.
+    """
+
+    def __init__(self, record: Record, store: Store, config: Config, events: EventLog) -> None:
+        self.record = record
+        self.lock = anyio.Lock()
+        self.settled = anyio.Event()
+        self.events = events
+        self.console: Console | None = None
+        self.people = Sessions(self.note, self.resize)
+        self._channel_people: dict[str, Sessions] = {}
+        self.watching: Watching | None = None
+        #: monotonic time of the start, None when an earlier supervisor did it
+        self.started_at: float | None = None
+        #: named streams beside the console
+        self.streams: dict[str, Stream] = {}
+        self.driver: Driver | None = None
+        #: why a supervisor could not take it over, "" if it could; and what ends it all the same
+        self.sick = ""
+        self.last_resort: Callable[[], Awaitable[None]] | None = None
+        self.stub: Process | None = None
+        self._store = store
+        self._config = config
+        self._ended = anyio.Event()
+        self._tasks: TaskGroup | None = None
+        self._stopping = Stopping(record.name, config.qemu.stop_seconds, self._destroy, self._ended)
+        self._bell = -1
+        self._size = terminal.Size(0, 0)
+        self._hooks: oci.Hooks | None = None
+        if record.status is Status.STOPPED:
+            self.settled.set()
+
+    # Section: plumbing
+
+    @property
+    def directory(self) -> str:
+        """The record directory."""
+        return self._store.directory(self.record.name)
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The container's cgroup."""
+        return Cgroup(self.record.cgroup, hierarchies())
+
+    def save(self) -> None:
+        """Write the record."""
+        self._store.save(self.record)
+
+    def save_boot(self) -> None:
+        """Write the record with a new boot time; while ``start`` is at work the record says that it runs."""
+        running = self.record.status is Status.CREATED
+        record = msgspec.structs.replace(self.record, status=Status.RUNNING) if running else self.record
+        self._store.save(record)
+
+    def people_on(self, channel: str | None) -> Sessions:
+        """Return the people on a named stream, None for the console."""
+        if channel is None or channel == self.record.console_channel:
+            return self.people
+        if channel not in self._channel_people:
+            note = functools.partial(self.note, channel=channel)
+            self._channel_people[channel] = Sessions(note, lambda rows, cols: None)
+        return self._channel_people[channel]
+
+    def note(self, kind: str, **data: object) -> None:
+        """Write an event into the container's event log."""
+        self.events.write(self.directory, kind, data)
+
+    def open_bell(self) -> int:
+        """Open the FIFO by which the stub says that something happened."""
+        dir_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._bell = open_fifo("bell", dir_fd)
+        finally:
+            os.close(dir_fd)
+        return self._bell
+
+    async def live(self, *, task_status: TaskStatus[None]) -> None:
+        """Own the guest's tasks until it has ended; run as a task of the supervisor."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            task_status.started()
+            await self._ended.wait()
+            try:
+                await self._settle()
+            except Exception:
+                log.exception("%s: cannot settle cleanly", self.record.name)
+            finally:
+                self.settled.set()
+                tasks.cancel_scope.cancel()
+
+    def listen(self) -> None:
+        """Start console, bell and stub watch (the stub exists or is about to)."""
+        assert self.console is not None
+        assert self._tasks is not None
+        self.watching = Watching(self, self._config)
+        self.console.start(self._tasks)
+        for stream in self.streams.values():
+            stream.start(self._tasks)
+        asyncio.get_running_loop().add_reader(self._bell, self._rang)
+        if self.record.terminal and not self.record.attached:
+            self._tasks.start_soon(self._watch_size, name="size")
+
+    def open_channels(self) -> None:
+        """Make the named streams, or take them up again."""
+        channels.open_all(self.streams, self._config, self.directory, self.record, self.note)
+
+    async def close_channels(self) -> None:
+        """Let go of the named streams; their logs are completed first."""
+        for stream in self.streams.values():
+            await stream.close()
+
+    def stream(self, name: str | None) -> Console | Stream | None:
+        """Return a named stream; None, or the name of the channel that is the console, means the console.
+
+        :raises NotFoundError: it has none of that name.
+        """
+        if name is None or name == self.record.console_channel:
+            return self.console
+        channels.check(self.record, name)
+        return self.streams.get(name)
+
+    def logs(self, name: str | None) -> tuple[LogPlan, ...]:
+        """Return what is logged of the console or of a named stream."""
+        if name is None or name == self.record.console_channel:
+            return plans(self.record)
+        channels.check(self.record, name)
+        return channels.logs(self._config, self.record, name)
+
+    def console_changed(self, reason: str | None) -> None:
+        """The far end of a console that is no FIFO is gone, or back."""
+        if reason is None:
+            self.note("console-back")
+        else:
+            self.note("console-gone", reason=reason)
+
+    def hold_stub(self, process: Process) -> None:
+        """Watch the stub: its death means that the engine gave up."""
+        self.stub = process
+        process.watch(self._abandoned)
+
+    def _rang(self) -> None:
+        try:
+            os.read(self._bell, 4096)
+        except BlockingIOError:
+            return
+        if self.driver is not None:
+            self.driver.rang()
+
+    def _abandoned(self) -> None:
+        if self._ended.is_set():
+            return
+        step = lifecycle.decide(self.record.status, Event.ABANDONED, self.record.id)
+        if Action.DESTROY in step.actions and self.driver is not None:
+            log.warning("%s: the init process was killed: destroying the guest", self.record.name)
+            if self.record.killed_by is None:
+                self.record.killed_by = 9
+            self.driver.destroy()
+
+    def told(self) -> Told:
+        """Return what the driver is to call."""
+        return Told(
+            self._ended.set,
+            self._done,
+            self._say,
+            self.note,
+            functools.partial(hearsay.paused, self),
+            functools.partial(hearsay.resumed, self),
+            functools.partial(hearsay.again, self),
+            functools.partial(hearsay.enrol, self),
+        )
+
+    def _done(self, printed: int) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._finish, printed, name="finish")
+
+    def _say(self, text: str) -> None:
+        if self.console is not None:
+            self.console.hub.say(f"runphi: {text}\n".encode())
+
+    async def _finish(self, printed: int) -> None:
+        """The guest's process has ended: destroy the guest as soon as its last byte is here."""
+        if self.console is not None and not await self.console.hub.received(
+            printed, self._config.console.drain_seconds
+        ):
+            log.warning("%s: the last bytes of the console did not come", self.record.name)
+        if self.driver is not None and not self._ended.is_set():
+            self.driver.destroy()
+
+    async def _watch_size(self) -> None:
+        """Pass the terminal's size on whenever it has changed."""
+        while True:
+            await anyio.sleep(SIZE_PERIOD)
+            self.look_at_size()
+
+    def look_at_size(self) -> None:
+        """Tell the guest the size of its terminal if it is news."""
+        if self.console is None or self.driver is None or self.settled.is_set():
+            return
+        try:
+            size = terminal.get_size(self.console.tty)
+        except (OSError, ValueError):
+            return  # hung up, or let go of already: there is no terminal to have a size
+        if size != self._size and size.rows and size.cols:
+            self._size = size
+            try:
+                self.driver.resize(size.rows, size.cols)
+            except BackendError as exc:
+                log.warning("%s: %s", self.record.name, exc)
+
+    def resize(self, rows: int, cols: int) -> None:
+        """The terminal of `run`'s client or of whoever types has this size.
+
+        With an engine's terminal that one counts: the engine's user sees the same screen, and cannot be told.
+        """
+        if self.driver is None or self.settled.is_set() or (self.record.terminal and not self.record.attached):
+            return
+        try:
+            self.driver.resize(rows, cols)
+        except BackendError as exc:  # the guest's init does not listen: its terminal keeps its size
+            log.info("%s: %s", self.record.name, exc)
+
+    async def send_break(self) -> bool:
+        """Send a serial break to the guest; False: its console has none."""
+        if self.driver is None or self.settled.is_set():
+            return False
+        if self.console is not None and self.console.is_source:
+            try:
+                await self.console.send_break()
+            except SourceError as exc:
+                raise UnsupportedError(str(exc)) from exc
+            return True
+        return await self.driver.send_break()
+
+    def end_of_input(self) -> None:
+        """The engine's stdin has ended."""
+        if self.driver is not None and not self.record.terminal and not self._ended.is_set():
+            try:
+                assert self.console is not None
+                self.driver.end_of_input(self.console.input.fed)
+            except BackendError as exc:
+                log.warning("%s: %s", self.record.name, exc)
+
+    def reopen_logs(self) -> None:
+        """Another program has renamed the log files."""
+        if self.console is not None and not self.settled.is_set():
+            for logs in (self.console.logs, *(stream.logs for stream in self.streams.values())):
+                logs.reopen()
+
+    # Section: the end
+
+    async def _settle(self) -> None:
+        record = self.record
+        delivered = True
+        if self.console is not None:
+            delivered = await self.console.drain()
+        if self.watching is not None:
+            self.watching.finish()
+        await together(*(stream.drain for stream in self.streams.values()))
+        verdict = self._verdict()
+        record.status = Status.STOPPED
+        record.exit_code, record.reason = verdict
+        record.finished = time.time()
+        # First the record, then the engine: whoever sees the exit finds the state that belongs to it.
+        self.save()
+        self.note("exit", code=verdict.code, reason=verdict.reason, delivered=delivered)
+        log.info("%s: ended with %d: %s", record.name, verdict.code, verdict.reason)
+        if not delivered:
+            log.warning("%s: the engine did not take the last bytes of the console", record.name)
+        await self._let_go()
+        self._tell_stub(verdict.code)
+
+    def _verdict(self) -> Verdict:
+        if self.driver is None:
+            return Verdict(128 + 9, "the guest was never made")
+        record = self.record
+        try:
+            oom_kills = self.cgroup.oom_kills() if record.cgroup else 0
+        except (CgroupError, OSError):
+            oom_kills = 0
+        return self.driver.settle(Evidence(record.killed_by, oom_kills, record.booted))
+
+    async def _let_go(self) -> None:
+        if self._bell >= 0:
+            asyncio.get_running_loop().remove_reader(self._bell)
+            os.close(self._bell)
+            self._bell = -1
+        if self.driver is not None:
+            await self.driver.release()
+        await self.close_channels()
+        if self.console is not None:
+            await self.console.close()
+
+    def tell_again(self) -> None:
+        """An earlier supervisor saved the end and may have died before it told the init process (which is held)."""
+        self._tell_stub(self.record.exit_code or 0)
+
+    def _tell_stub(self, code: int) -> None:
+        if self.stub is None:
+            return
+        self.stub.unwatch()
+        try:
+            fd = os.open(os.path.join(self.directory, "exit"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            self.stub.send(9)
+        else:
+            os.write(fd, b"%d\n" % code)  # stays in the FIFO: the stub itself holds it open
+            os.close(fd)
+
+    # Section: what verbs do; the caller holds the lock
+
+    def _drive(self) -> Driver:
+        """Return the driver.
+
+        :raises BackendError: there is none, as the guest could not be taken over.
+        """
+        if self.driver is None or self.sick:
+            raise BackendError(f"cannot drive the guest: {self.sick or 'it is not made'}", "delete --force ends it")
+        return self.driver
+
+    @property
+    def alive(self) -> bool:
+        """Whether its own task waits for its end."""
+        return self._tasks is not None and not self.settled.is_set()
+
+    async def give_up(self) -> None:
+        """It was ended without its driver: settle that."""
+        self._ended.set()
+        with anyio.move_on_after(END_PATIENCE):
+            await self.settled.wait()
+
+    def decide(self, event: Event) -> lifecycle.Step:
+        """Return what ``event`` means now; refuses what does not fit."""
+        return lifecycle.decide(self.record.status, event, self.record.id)
+
+    async def start(self) -> None:
+        """Boot the guest. A failure ends the container: an init that stays would leak in every engine."""
+        self.decide(Event.START)
+        driver = self._drive()
+        if self.console is not None:
+            await self.console.opened()
+            if self.record.terminal and self.console.one_way:
+                self._say(f"this console is output only: {self.console.one_way}")
+        # Before the guest can run: a crash right behind `cont` must find a record that says so.
+        self.record.booted = True
+        self.record.started, self.started_at = time.time(), time.monotonic()
+        self._store.save(msgspec.structs.replace(self.record, status=Status.RUNNING))
+        try:
+            await driver.start()
+        except BaseException as exc:
+            self.record.killed_by = self.record.killed_by or 9
+            reason = self._failure()
+            driver.destroy()
+            with anyio.move_on_after(END_PATIENCE, shield=True):
+                await self.settled.wait()
+            if isinstance(exc, BackendError) and reason:
+                raise BackendError(f"cannot start the guest: {reason}") from exc
+            raise
+        if not self._ended.is_set():
+            self.record.status = Status.RUNNING
+        self.look_at_size()
+        self.note("start")
+
+    def _failure(self) -> str:
+        lines = stub.vmm_log(self.directory).strip().splitlines()
+        return lines[-1] if lines else ""
+
+    async def pause(self) -> None:
+        """Make the guest stand still."""
+        step = self.decide(Event.PAUSE)
+        await self._drive().suspend()
+        self._take(step)
+        self.note("pause")
+
+    async def resume(self) -> None:
+        """Let the guest go on."""
+        step = self.decide(Event.RESUME)
+        await self._drive().resume()
+        self._take(step)
+        self.note("resume")
+
+    def _take(self, step: lifecycle.Step) -> None:
+        if not self._ended.is_set():
+            self.record.status = step.status
+            self.save()
+
+    async def signal(self, number: int) -> None:
+        """Act on a signal as ``runphi_async.oci.signals`` says."""
+        what = meaning(number)
+        if self.last_resort is not None and what in (Meaning.KILL, Meaning.STOP):
+            self.decide(Event.KILL)
+            self.record.killed_by = number
+            await self.last_resort()
+            return
+        if what is Meaning.KILL:
+            self.decide(Event.KILL)
+            self._destroy(number)
+            return
+        step = self.decide(Event.SIGNAL)
+        if what is Meaning.RESIZE:
+            self.look_at_size()
+        elif what is Meaning.PAUSE and self.record.status is Status.RUNNING:
+            await self.pause()
+        elif what is Meaning.RESUME and self.record.status is Status.PAUSED:
+            await self.resume()
+        elif what is Meaning.STOP and self.record.status is Status.CREATED:
+            self._destroy(number)
+        elif Action.DELIVER in step.actions and what in (Meaning.STOP, Meaning.PASS):
+            driver = self._drive()
+            assert self._tasks is not None
+            self.note("signal", number=number)
+            await self._stopping.deliver(driver, self._tasks, number, what)
+
+    def _destroy(self, number: int) -> None:
+        if self._ended.is_set():
+            raise StateError("container not running")
+        driver = self._drive()
+        self.record.killed_by = number
+        self.save()
+        driver.destroy()
+
+    async def end(self) -> None:
+        """Destroy the guest if it lives and wait, within bounds, until its end is settled."""
+        if self.last_resort is not None:
+            await self.last_resort()
+            return
+        if self.driver is not None and not self._ended.is_set() and not self.settled.is_set():
+            self.record.killed_by = self.record.killed_by or 9
+            self.driver.destroy()
+        with anyio.move_on_after(END_PATIENCE):
+            await self.settled.wait()
+            return
+        log.error("%s: did not end within %.0f s: removing it all the same", self.record.name, END_PATIENCE)
+        self._ended.set()
+        if self.stub is not None:
+            self.stub.send(9)
+
+    async def forget(self) -> None:
+        """Free everything the container had and remove its record; never fails."""
+        if self.stub is not None:
+            await self._await_stub()
+        await anyio.to_thread.run_sync(self._remove)
+
+    def _remove(self) -> None:
+        record = self.record
+        if record.cgroup:
+            try:
+                cgroup = self.cgroup
+                cgroup.kill_all()
+                cgroup.remove()
+            except (CgroupError, OSError) as exc:
+                log.warning("%s: %s", record.name, exc)
+        shmfiles.unlink(self.directory)
+        self._store.remove(record.name, record.root, record.id)
+        if record.log_dir:
+            shutil.rmtree(record.log_dir, ignore_errors=True)  # logs that lie elsewhere were asked for there, and stay
+
+    async def _await_stub(self) -> None:
+        assert self.stub is not None
+        gone = anyio.Event()
+        self.stub.unwatch()
+        self.stub.watch(gone.set)
+        with anyio.move_on_after(2):
+            await gone.wait()
+        if not gone.is_set():
+            self.stub.send(9)
+        self.stub.close()
+        self.stub = None
+
+    async def hooks(self) -> oci.Hooks:
+        """Return the hooks the container was created with.
+
+        :raises SpecError: the record's config.json cannot be read any more.
+        """
+        if self._hooks is None:
+            self._hooks = (await anyio.to_thread.run_sync(oci.load, self.directory)).hooks
+        return self._hooks
+
+    def know_hooks(self, hooks: oci.Hooks) -> None:
+        """Keep the hooks at hand: `start` and `delete` need not read them."""
+        self._hooks = hooks
+
+    async def memory_limit(self) -> int | None:
+        """Return the memory limit the container was created with, in bytes."""
+        spec = await anyio.to_thread.run_sync(oci.load, self.directory)
+        resources = spec.linux.resources if spec.linux is not None else None
+        return resources.memory.limit if resources is not None and resources.memory is not None else None

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest's driver tells beside its end, and what becomes of it: status, record, event, log."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from runphi_async.errors import CgroupError, SpecError
+from runphi_async.host.processes import rank_for_memory, rank_of
+from runphi_async.record.lifecycle import Event, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runphi_async.container.guest import Guest
+
+log = logging.getLogger(__name__)
+
+#: the event of a second try
+FALLBACK: Final = "accel-fallback"
+
+
+def paused(guest: Guest, by: str) -> None:
+    """Somebody made the guest stand still: `resume` lets it go on."""
+    _stands(guest, Status.RUNNING, Event.PAUSE, by)
+
+
+def resumed(guest: Guest, by: str) -> None:
+    """Somebody let the guest go on."""
+    _stands(guest, Status.PAUSED, Event.RESUME, by)
+
+
+def _stands(guest: Guest, expected: Status, event: Event, by: str) -> None:
+    if guest.record.status is not expected:
+        return  # nothing new
+    guest.record.status = guest.decide(event).status
+    guest.save()
+    guest.note(event, by=by)
+    log.warning("%s: %sd by %s", guest.record.name, event, by)
+
+
+def again(guest: Guest, reason: str) -> None:
+    """The guest was started a second time, without KVM."""
+    if guest.record.fallback is None:
+        guest.record.fallback = reason
+        guest.save_boot()
+    elif guest.events.has(guest.directory, FALLBACK):
+        return  # a supervisor before us has said so; it may also have been killed right behind the record
+    guest.note(FALLBACK, accel="tcg", reason=reason)
+
+
+async def enrol(guest: Guest, pids: Sequence[int]) -> None:
+    """Put helpers that were made later into the container's cgroup, and give them its rank for when memory runs out."""
+    await anyio.to_thread.run_sync(_enrol, guest, pids)
+
+
+def _enrol(guest: Guest, pids: Sequence[int]) -> None:
+    rank = rank_of(guest.record.pid)
+    for pid in pids:
+        try:
+            guest.cgroup.join(pid)
+            if rank is not None:
+                rank_for_memory(pid, rank)
+        except (CgroupError, SpecError, OSError) as exc:
+            # during `create` the cgroup may not be there yet: it is filled later
+            log.info("%s: %s", guest.record.name, exc)

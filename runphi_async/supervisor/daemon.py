@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""runphid: the one asyncio process that holds every guest and answers every verb.
+
+It may die at any moment: guests go on, and the next one adopts them (``runphi_async.container.recover``) before it
+answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import grp
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from backends.detect import Detection, look_ahead
+from runphi_async import wire
+from runphi_async.aio import allocator, threads
+from runphi_async.aio.waiting import is_cancelled
+from runphi_async.commands import cli
+from runphi_async.config.schema import Config, load
+from runphi_async.container import recover
+from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiError
+from runphi_async.host import cgroup
+from runphi_async.record.eventlog import EventLog
+from runphi_async.record.store import Store, write_atomically
+from runphi_async.terminals.hypervisor import follow_hypervisor
+from runphi_async.wire.call import Call, ClientGone
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from runphi_async.container.guest import Guest
+
+log = logging.getLogger(__name__)
+
+#: Clients that may wait to be accepted: engines start dozens of containers at once.
+BACKLOG: Final = 512
+#: First descriptor of systemd's socket activation. Source: sd_listen_fds(3).
+_LISTEN_FD: Final = 3
+#: Seconds that another supervisor may take to end when systemd starts one, and between two looks at its lock.
+_TAKE_OVER: Final = 10.0
+_AGAIN: Final = 0.02
+#: Leaf cgroup of the supervisor: it must not sit in the cgroup of the engine's shim that happened to start it.
+_CGROUP: Final = "runphid"
+
+
+class Supervisor:
+    """All containers of this machine, and who may talk to them."""
+
+    def __init__(self, config: Config, run_dir: str) -> None:
+        self.config = config
+        self.store = Store(run_dir)
+        self.events = EventLog()
+        self.hypervisor = follow_hypervisor(config)
+        self.detection = Detection(config, run_dir, {}, self.hypervisor)
+        self.guests: dict[str, Guest] = {}
+        self.tasks: TaskGroup | None = None
+        #: members of this group may use consoles; -1: there is none
+        self.group = -1
+
+    # Section: the guests
+
+    def adopt(self, guest: Guest) -> Guest:
+        """Keep a guest; from now on verbs find it."""
+        self.guests[guest.record.name] = guest
+        return guest
+
+    def drop(self, guest: Guest) -> None:
+        """Forget a guest, unless another one has its name by now; who follows its events learns it."""
+        if self.guests.get(guest.record.name) is guest:
+            del self.guests[guest.record.name]
+        self.events.forget(guest.directory)
+
+    async def enliven(self, guest: Guest) -> None:
+        """Start the guest's own task."""
+        assert self.tasks is not None
+        await self.tasks.start(guest.live, name=f"guest {guest.record.name}")
+
+    def find(self, container_id: str, root: str) -> Guest:
+        """Return the container ``container_id`` of ``root``.
+
+        :raises NotFoundError: with the words engines know.
+        """
+        guest = self.guests.get(self.store.find(container_id, root))
+        if guest is None:
+            raise NotFoundError("container does not exist")
+        if not guest.record.root:  # nothing of its record could be read: this is how it is called
+            guest.record.id, guest.record.root = container_id, root
+        return guest
+
+    def by_name(self, name: str, root: str | None) -> Guest:
+        """Return the container a person means by its id alone, in whatever root it is.
+
+        :raises NotFoundError: none has that id, or several (they are listed).
+        """
+        if root is not None:
+            return self.find(name, root)
+        found = [g for g in self.guests.values() if name in (g.record.id, g.record.name)]
+        exact = [g for g in found if g.record.name == name and "@" in name]
+        if len(found) == 1 or exact:
+            return (exact or found)[0]
+        if not found:
+            raise NotFoundError("container does not exist", "runphi list shows what there is")
+        where = ", ".join(f"{g.record.name} ({g.record.root})" for g in found)
+        raise NotFoundError(f"container id {name!r} is ambiguous: {where}", "give --root, or the name with @")
+
+    def reopen_logs(self) -> None:
+        """Another program has renamed log files: go on in new ones."""
+        for guest in self.guests.values():
+            guest.reopen_logs()
+        if self.hypervisor is not None:
+            self.hypervisor.reopen()
+
+    # Section: the calls
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept clients until cancelled."""
+        assert self.tasks is not None
+        while True:
+            await anyio.wait_readable(listener)
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as exc:  # out of descriptors: the clients wait, the guests must not suffer
+                log.error("cannot accept a client: %s", exc.strerror)
+                await anyio.sleep(0.1)
+                continue
+            sock.setblocking(False)
+            self.tasks.start_soon(self._answer, Call(sock, self.group))
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            await call.receive()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call.listen)
+                await self._run(call)
+                tasks.cancel_scope.cancel()
+        except* ClientGone as group:
+            log.debug("%s", group.exceptions[0])
+        except* TimeoutError:
+            log.debug("a client connected and said nothing")
+        except* OSError as group:
+            log.warning("a client's call failed: %s", group.exceptions[0])
+        except* Exception:
+            log.exception("a client's call failed")
+        finally:
+            call.close()
+
+    async def _run(self, call: Call) -> None:
+        try:
+            await cli.run(call, self)
+        except ClientGone:
+            raise
+        except (Exception, asyncio.CancelledError) as exc:
+            # One call must not end the supervisor: a task group takes a stray cancellation for its own.
+            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
+                raise
+            log.exception("a call failed: %s", call.argv)
+            await call.error("runphi: internal error; the supervisor's log has the details\n")
+            await call.send(wire.EXIT, b"1")
+
+
+# Section: the process
+
+
+def main(argv: list[str]) -> int:
+    """Run the supervisor.
+
+    :param argv: ``--ready-fd N``: write ``wire.MAGIC`` there when ready, or one line that says why not;
+        ``--guarded``: our parent is a guardian of ours, which leaves the engine's cgroup with us;
+        ``--doctor WHY ARGV…``: no supervisor can be had: answer `runphi doctor` without one.
+    """
+    if argv[:1] == ["--doctor"]:
+        from runphi_async.commands import alone
+
+        return alone.main(argv[1], argv[2:])
+    ready = int(argv[argv.index("--ready-fd") + 1]) if "--ready-fd" in argv else -1
+    run_dir = os.path.abspath(os.environ.get("RUNPHI_RUN_DIR") or "/run/runPHI")
+    try:
+        os.makedirs(run_dir, mode=0o700, exist_ok=True)
+        os.chmod(run_dir, 0o700)
+        config = load(os.environ.get("RUNPHI_CONFIG"))
+        group = _group(config)
+        starting = _open_lock(run_dir, "supervisor.starting")
+        fcntl.flock(starting, fcntl.LOCK_EX)  # whoever holds it will listen in a moment, or end
+        activated = _has_socket()
+        if not _serve_alone(run_dir):
+            if not activated:
+                _say(ready, wire.MAGIC)  # another one listens: whoever waits may connect
+                return 0
+            _take_over(run_dir)
+        _set_up_log(config, run_dir)
+        if not activated:  # systemd gave us our own place already
+            _detach(guarded="--guarded" in argv)
+        listener = _listen(run_dir, group, activated=activated)
+        os.close(starting)
+        write_atomically(os.path.join(run_dir, "supervisor.pid"), b"%d\n" % os.getpid(), 0o644)
+        _publish_runc(config, run_dir)
+        if group >= 0:
+            _admit(run_dir, group)
+    except (RunphiError, OSError) as exc:
+        _say(ready, f"{exc}\n".encode())
+        return 2
+    allocator.keep_blocks()
+    anyio.run(_main, config, run_dir, listener, ready, group)
+    return threads.let_go(0)
+
+
+def _open_lock(run_dir: str, name: str) -> int:
+    return os.open(os.path.join(run_dir, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _serve_alone(run_dir: str) -> bool:
+    """Take the lock of the run directory for as long as we live; False when another supervisor has it."""
+    fd = _open_lock(run_dir, "supervisor.lock")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    return True
+
+
+def _take_over(run_dir: str) -> None:
+    """End the supervisor that serves, and wait for its place: systemd's socket lies where its own was, so that nobody
+    reaches it any more. Guests go on.
+
+    :raises RunphiError: it does not end.
+    """
+    path = os.path.join(run_dir, "supervisor.pid")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path) as file:  # it ends already
+        os.kill(int(file.read()), signal.SIGTERM)
+    deadline = time.monotonic() + _TAKE_OVER
+    while not _serve_alone(run_dir):
+        if time.monotonic() > deadline:
+            raise RunphiError("cannot take over from another supervisor: it does not end", f"kill -9 $(cat {path})")
+        time.sleep(_AGAIN)
+
+
+def _set_up_log(config: Config, run_dir: str) -> None:
+    handler = logging.FileHandler(config.supervisor.log_file or os.path.join(run_dir, "supervisor.log"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=config.supervisor.log_level.upper(), handlers=[handler], force=True)
+
+
+def _detach(*, guarded: bool) -> None:
+    """Leave what the starting engine gave us: cgroup, out-of-memory rank, working directory."""
+    try:
+        cgroup.leave(_CGROUP)
+        if guarded:
+            cgroup.Cgroup("/" + _CGROUP, cgroup.hierarchies()).join(os.getppid())
+    except (CgroupError, OSError) as exc:
+        log.warning("cannot leave the caller's cgroup: %s", exc)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("-500" if os.geteuid() == 0 else "0")
+    except OSError as exc:
+        log.debug("cannot protect the supervisor from the out-of-memory killer: %s", exc)
+    os.chdir("/")
+
+
+def _group(config: Config) -> int:
+    """Return the number of the group that may use consoles, -1 for none."""
+    name = config.supervisor.group
+    if not name:
+        return -1
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(
+            f"supervisor.group: there is no group {name!r}", f"groupadd --system {name} makes it"
+        ) from None
+
+
+def _admit(run_dir: str, group: int) -> None:
+    """Let the group reach the socket through the run directory, and nothing else there: it cannot list it."""
+    for name in os.listdir(run_dir):
+        path = os.path.join(run_dir, name)
+        if name != wire.SOCKET and stat.S_ISREG(os.lstat(path).st_mode):
+            os.chmod(path, 0o600)
+    os.chown(run_dir, -1, group)
+    os.chmod(run_dir, 0o710)
+
+
+def _has_socket() -> bool:
+    """Whether systemd started us and gave us the socket to listen on: sd_listen_fds(3)."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
+
+
+def _listen(run_dir: str, group: int, *, activated: bool) -> socket.socket:
+    if activated:
+        sock = socket.socket(fileno=_LISTEN_FD)
+        os.set_inheritable(_LISTEN_FD, False)
+    else:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Bound aside and renamed: a client never meets a socket that does not listen yet.
+            temporary = f"{wire.SOCKET}.{os.getpid()}"
+            sock.bind(f"/proc/self/fd/{directory}/{temporary}")
+            if group >= 0:
+                os.chown(temporary, -1, group, dir_fd=directory)
+            os.chmod(temporary, 0o600 if group < 0 else 0o660, dir_fd=directory)
+            sock.listen(BACKLOG)
+            os.rename(temporary, wire.SOCKET, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.close(directory)
+    sock.setblocking(False)
+    return sock
+
+
+def _publish_runc(config: Config, run_dir: str) -> None:
+    """Leave the path of the ordinary runtime where the thin client finds it without asking anybody."""
+    runc = config.real_runc()
+    link = os.path.join(run_dir, "runc")
+    if runc is None:
+        if os.path.lexists(link):
+            os.unlink(link)
+        return
+    os.symlink(runc, link + ".new") if not os.path.lexists(link + ".new") else None
+    os.replace(link + ".new", link)
+
+
+def _say(fd: int, text: bytes) -> None:
+    if fd < 0:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+        return
+    try:
+        os.write(fd, text)
+    except OSError:
+        return  # nobody waits: a guardian started us
+
+
+async def _main(config: Config, run_dir: str, listener: socket.socket, ready: int, group: int) -> None:
+    supervisor = Supervisor(config, run_dir)
+    supervisor.group = group
+    asyncio.get_running_loop().slow_callback_duration = 0.05
+    async with anyio.create_task_group() as tasks:
+        supervisor.tasks = tasks
+        if supervisor.hypervisor is not None:
+            tasks.start_soon(supervisor.hypervisor.run, name="hypervisor console")
+        await recover.all_guests(supervisor)
+        _ready(ready)
+        tasks.start_soon(supervisor.serve, listener)
+        tasks.start_soon(look_ahead, supervisor.detection, name="look ahead")
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number is signal.SIGHUP:
+                    supervisor.reopen_logs()
+                    continue
+                log.info("ends on %s; guests go on", number.name)
+                break
+        tasks.cancel_scope.cancel()
+
+
+def _ready(fd: int) -> None:
+    _say_ready_to_systemd()
+    if fd < 0:
+        return
+    _say(fd, wire.MAGIC)
+    if fd == 2:  # it was the starter's pipe: from here on stderr is nobody's
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 2)
+        os.close(null)
+    else:
+        os.close(fd)
+
+
+def _say_ready_to_systemd() -> None:
+    """Tell systemd that the service is up. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            try:
+                sock.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
+            except OSError as exc:
+                log.warning("cannot notify systemd: %s", exc.strerror)

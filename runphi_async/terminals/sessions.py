@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The people on one console as the supervisor holds them: carries out what ``runphi_async.terminals.people`` decides.
+
+Notices and roles go to the clients, events into the event log, the window size of whoever types to the guest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import select
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import anyio
+
+from consoles.streams import terminal
+from runphi_async import digits, wire
+from runphi_async.terminals.people import Change, People, Role, Wish
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from consoles.streams.sinks.attach import AttachStatistics
+    from runphi_async.wire.call import Call
+
+#: Longest text of a client's own that others are shown.
+WORDS_MAX: Final = 40
+#: Largest size of a terminal that is believed.
+_SIZE_MAX: Final = 9999
+
+
+class Who(NamedTuple):
+    """A client. User, pid and terminal are what the kernel says; ``words`` is what the client says of itself."""
+
+    user: str
+    pid: int
+    tty: str
+    words: str
+
+    def text(self) -> str:
+        """Return a name for notices."""
+        place = f"{self.words}, " if self.words else ""
+        tty = f", {self.tty}" if self.tty else ""
+        return f"{self.user} ({place}pid {self.pid}{tty})"
+
+
+def printable(text: str, limit: int = WORDS_MAX) -> str:
+    """Return what is safe to show of a stranger's words."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:limit])
+
+
+async def who_is(call: Call, words: str) -> Who:
+    """Find out who calls; the client's descriptors are still open."""
+    # User data bases may lie on a network.
+    return await anyio.to_thread.run_sync(_who, call.uid, call.pid, call.fds[0], printable(words))
+
+
+def _who(uid: int, pid: int, stdin: int, words: str) -> Who:
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = f"#{uid}"
+    try:
+        tty = os.ttyname(stdin).removeprefix("/dev/")
+    except OSError:
+        tty = ""
+    return Who(printable(user), pid, printable(tty), words)
+
+
+class Output(Protocol):
+    """Where a client's console output, notices and roles go: ``AttachSink``, or less for one that only sends."""
+
+    eager: bool
+
+    def statistics(self) -> AttachStatistics:
+        """Return the client's numbers."""
+        ...
+
+    def push(self, data: bytes) -> None:
+        """Send a frame."""
+        ...
+
+    def tell(self, kind: bytes, payload: bytes) -> None:
+        """Send a frame of which only the latest of its kind counts."""
+        ...
+
+
+class Session:
+    """One attached client.
+
+    :param quiet: is not told of others.
+    :param size: how large its terminal is, None when it has none.
+    """
+
+    def __init__(self, number: int, who: Who, sink: Output, *, quiet: bool, size: terminal.Size | None) -> None:
+        self.number = number
+        self.who = who
+        self.sink = sink
+        self.quiet = quiet
+        self.size = size
+        self.since = time.time()
+        #: has been told that what it types goes nowhere
+        self.warned = False
+
+    def say(self, text: str) -> None:
+        """Send lines to the person."""
+        self.sink.push(wire.frame(wire.NOTICE, text.encode("utf-8", "replace")))
+
+
+class Row(NamedTuple):
+    """One line of `who`."""
+
+    role: str
+    user: str
+    pid: int
+    tty: str
+    words: str
+    since: float
+    sent: int
+    skipped: int
+    lag: int
+
+
+class Sessions:
+    """Everybody on one console.
+
+    :param note: writes an event.
+    :param resize: tells the guest rows and columns of the terminal that counts, if it is an attached one.
+    """
+
+    def __init__(self, note: Callable[..., None], resize: Callable[[int, int], None]) -> None:
+        self._people = People()
+        self._sessions: dict[int, Session] = {}
+        self._names: dict[int, Who] = {}
+        self._note = note
+        self._resize = resize
+        self._numbers = itertools.count(1)
+
+    def rows(self) -> list[Row]:
+        """Return who is here, in the order they came."""
+        return [self._row(session) for session in self._sessions.values()]
+
+    def _row(self, session: Session) -> Row:
+        sent, skipped, lag, unread = session.sink.statistics()
+        who = session.who
+        role = self._people.role(session.number).value
+        return Row(role, who.user, who.pid, who.tty, who.words, session.since, sent, skipped, lag + unread)
+
+    def types(self, session: Session) -> bool:
+        """Whether what this client types goes to the guest; one that does not is told once."""
+        if self._people.role(session.number).types:
+            return True
+        if not session.warned:
+            session.warned = True
+            session.say("you only watch: what you type goes nowhere")
+        return False
+
+    def typists(self) -> str:
+        """Return the names of those who hold the keyboard, "" when nobody does."""
+        return " and ".join(self._names[number].text() for number in self._people.typists())
+
+    # Section: coming and going
+
+    def join(
+        self,
+        who: Who,
+        how: str,
+        wish: Wish | Role,
+        sink: Output,
+        *,
+        quiet: bool = False,
+        size: terminal.Size | None = None,
+    ) -> Session:
+        """Somebody comes; one who was here before under another supervisor comes with the ``Role`` it had."""
+        number = next(self._numbers)
+        session = Session(number, who, sink, quiet=quiet, size=size)
+        self._sessions[number] = session
+        self._names[number] = who
+        if isinstance(wish, Role):
+            change = self._people.back(number, who.text(), how, wish)
+        else:
+            change = self._people.join(number, who.text(), how, wish)
+        self._carry_out(change)
+        return session
+
+    def leave(self, session: Session) -> None:
+        """Somebody goes or has vanished."""
+        if self._sessions.pop(session.number, None) is not None:
+            self._carry_out(self._people.leave(session.number))
+            del self._names[session.number]
+
+    def take(self, session: Session) -> None:
+        """Let a client be the only one who types."""
+        self._carry_out(self._people.take(session.number))
+
+    def share(self, session: Session) -> None:
+        """Let a client type beside the others."""
+        self._carry_out(self._people.share(session.number))
+
+    def observe(self, session: Session) -> None:
+        """Let a client only watch."""
+        self._carry_out(self._people.observe(session.number))
+
+    def resized(self, session: Session, size: terminal.Size) -> None:
+        """A client's terminal has this size now."""
+        session.size = size
+        if self._counts(session.number):
+            self._resize(*size)
+
+    def _counts(self, number: int) -> bool:
+        """Whether this client's terminal is the one the guest fills: the owner's, else the writer's."""
+        roles = {other: self._people.role(other) for other in self._sessions}
+        if Role.OWNER in roles.values():
+            return roles[number] is Role.OWNER
+        return roles[number] is Role.WRITER
+
+    def _carry_out(self, change: Change) -> None:
+        for kind, number, role in change.happenings:
+            self._note(kind, who=self._names[number].text(), role=role.value)
+        for number in change.roles:
+            session = self._sessions.get(number)
+            if session is None:
+                continue
+            session.warned = False
+            session.sink.eager = self._people.role(number).types
+            session.sink.tell(wire.ROLE, self._people.role(number).encode())
+            if session.size is not None and self._counts(number):
+                self._resize(*session.size)
+        for notice in change.notices:
+            session = self._sessions.get(notice.to)
+            if session is not None and (notice.own or not session.quiet):
+                session.say(notice.text)
+
+
+def read_size(payload: bytes) -> terminal.Size | None:
+    """Return the size in a RESIZE frame, None when it makes no sense."""
+    sizes = [digits.whole(word) for word in payload.split(b" ")]
+    rows, cols = sizes if len(sizes) == 2 else (None, None)
+    return None if rows is None or cols is None else terminal.Size(min(rows, _SIZE_MAX), min(cols, _SIZE_MAX))
+
+
+@contextmanager
+def hangup(loop: asyncio.AbstractEventLoop, sock: socket.socket, gone: Callable[[], None]) -> Iterator[None]:
+    """Call ``gone`` as soon as the other end of ``sock`` is closed, even while what it sent before is unread.
+
+    A client that typed more than its guest takes is not read from, so its end of file would be seen late.
+    """
+    with select.epoll(flags=select.EPOLL_CLOEXEC) as watch:
+        watch.register(sock, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLET)
+        loop.add_reader(watch.fileno(), gone)
+        try:
+            yield
+        finally:
+            loop.remove_reader(watch.fileno())

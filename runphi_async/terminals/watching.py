@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the runtime reads on a guest's console: when it first spoke, and the rules of configuration and annotations.
+
+Everything is recorded, so that a next supervisor goes on counting where this one stood.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from consoles.streams.rules import Match, Milestones, Rule, RuleError, State, Watch, compiled
+from runphi_async import regular
+from runphi_async.errors import SpecError
+from runphi_async.record.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runphi_async.config.schema import Config
+    from runphi_async.container.guest import Guest
+
+log = logging.getLogger(__name__)
+
+#: annotation of one rule: this and the rule's name
+ANNOTATION: Final = "org.runphi.rule."
+#: the rule that says that a guest is ready for work
+READY: Final = "ready"
+#: file in the record
+NAME: Final = "rules.json"
+#: most bytes of it: each rule has a name and a number
+_STATE_MAX: Final = 4 << 20
+_decoder = msgspec.json.Decoder(State)
+
+
+class Line(NamedTuple):
+    """A rule in the list of `console rules`; ``at_least``: there were more matches than could be counted."""
+
+    name: str
+    pattern: str
+    matches: int
+    at_least: bool
+
+
+def rules_of(config: Config, annotations: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Return a guest's rules: an annotation replaces the configured rule of its name, an empty one removes it."""
+    found = {rule.name: rule.pattern.encode() for rule in config.console.rules}
+    for key, value in annotations.items():
+        if key.startswith(ANNOTATION):
+            found[key.removeprefix(ANNOTATION)] = value.encode("utf-8", "surrogateescape")
+    return tuple(Rule(name, pattern) for name, pattern in found.items() if pattern)
+
+
+def check_annotation(key: str, value: str) -> None:
+    """Refuse a rule that cannot be used, before a guest is made.
+
+    :raises SpecError: why it cannot.
+    """
+    if value:
+        try:
+            compiled(Rule(key.removeprefix(ANNOTATION), value.encode("utf-8", "surrogateescape")))
+        except RuleError as exc:
+            raise SpecError(f"cannot understand annotation {key}: {exc}") from None
+
+
+class Watching:
+    """All that follows one guest's console for the runtime.
+
+    :param config: rules for every guest.
+    """
+
+    def __init__(self, guest: Guest, config: Config) -> None:
+        assert guest.console is not None
+        self._guest = guest
+        hub = guest.console.hub
+        rules = rules_of(config, guest.record.annotations)
+        self._watch: Watch | None = None
+        if rules:
+            self._watch = Watch(hub.journal, rules, self._matched, self._recorded())
+            hub.follow(self._watch)
+        if "first-line" not in guest.record.boot:
+            hub.follow(Milestones(hub.journal, self._reached, hub.unfollow))
+
+    def lines(self) -> list[Line]:
+        """Return the rules and how often each has matched."""
+        if self._watch is None:
+            return []
+        matcher = self._watch.matcher
+        return [
+            Line(rule.name, rule.pattern.decode("utf-8", "replace"), matcher.counts[rule.name], rule.name in inexact)
+            for rule in matcher.rules
+            for inexact in (matcher.at_least,)
+        ]
+
+    @property
+    def missed(self) -> int:
+        """Bytes that came too fast to be matched."""
+        return self._watch.missed if self._watch is not None else 0
+
+    def finish(self) -> None:
+        """The guest has ended and all it printed is here."""
+        if self._watch is not None:
+            self._watch.finish()
+            self._record()
+
+    def _reached(self, what: str) -> None:
+        record = self._guest.record
+        if record.started is not None and what not in record.boot:
+            since = self._guest.started_at
+            seconds = time.monotonic() - since if since is not None else time.time() - record.started
+            record.boot[what] = max(0, round(seconds * 1000))
+            self._guest.save_boot()
+
+    def _matched(self, match: Match) -> None:
+        if match.name == READY:
+            self._reached(READY)
+        line = match.line.strip().decode("utf-8", "replace")
+        self._guest.note(match.name, rule=match.name, count=match.number, line=line)
+        log.info("%s: %s: %s", self._guest.record.name, match.name, line)
+        self._record()
+
+    def _path(self) -> str:
+        return os.path.join(self._guest.directory, NAME)
+
+    def _recorded(self) -> State:
+        try:
+            return _decoder.decode(regular.read(self._path(), _STATE_MAX, links=False))
+        except (OSError, msgspec.MsgspecError):
+            return State()
+
+    def _record(self) -> None:
+        assert self._watch is not None
+        try:
+            write_atomically(self._path(), msgspec.json.encode(self._watch.matcher.state()))
+        except OSError as exc:
+            log.warning("%s: cannot record the console's rules: %s", self._guest.record.name, exc.strerror)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words that thin client and supervisor exchange over the supervisor's socket.
+
+Every engine call pays for importing this module in the client, so it holds constants and tiny functions and
+imports nothing. A request is one message: ``MAGIC``, a 32-bit big-endian length and three fields (working directory,
+environment, argv; the latter two are fields of fields), with descriptors 0, 1 and 2 attached.
+All that follows in both directions are frames: one type byte, a 32-bit big-endian length, the payload.
+
+Several texts in one payload are counted fields, each behind its length: a separator could come in a text of somebody
+else's, and begin a further one.
+"""
+
+MAGIC = b"RPH2"
+SOCKET = "supervisor.sock"
+
+# supervisor → client
+OUT = b"o"  #: text for stdout
+ERR = b"e"  #: text for stderr
+EXIT = b"x"  #: decimal exit status; ends the call
+RUNC = b"r"  #: path: become the ordinary runtime
+SPAWN = b"s"  #: fields: working directory and argv of the init stub; its descriptors 0.. are attached
+GO = b"g"  #: the stub may exec
+ATTACH = b"a"  #: a console follows; payload: flags byte (see client/attach.py), escape key if any, detach keys
+CONSOLE_AT = b"A"  #: 64-bit offset of the first console byte
+CONSOLE = b"O"  #: console output
+SKIPPED = b"K"  #: 64-bit offset the console goes on at
+NOTICE = b"N"  #: lines for the person at the terminal
+PAINT = b"T"  #: bytes for the terminal that are no part of the console: its last screen, painted anew
+ROLE = b"W"  #: what the person may do from now on: writer, sharer, observer or owner
+
+# client → supervisor
+PID = b"p"  #: decimal pid of the forked stub
+INPUT = b"I"  #: typed bytes
+RESIZE = b"R"  #: "rows cols"
+INPUT_EOF = b"Z"  #: stdin has ended
+DETACH = b"D"  #: leave, the guest goes on
+ASK = b"Q"  #: the key behind the escape key
+SIGNAL = b"S"  #: decimal signal number sent to the client of `run`
+
+#: environment variables that the supervisor is told
+ENVIRONMENT = (b"RUNPHI_CONFIG", b"XDG_RUNTIME_DIR", b"NOTIFY_SOCKET", b"LISTEN_FDS", b"TERM")
+
+
+def frame(kind: bytes, payload: bytes = b"") -> bytes:
+    """Frame ``payload`` (bytes)."""
+    return kind + len(payload).to_bytes(4, "big") + payload
+
+
+def pack(fields: list[bytes]) -> bytes:
+    """Put fields of any bytes into one payload."""
+    return b"".join([len(field).to_bytes(4, "big") + field for field in fields])
+
+
+def unpack(data: bytes) -> list[bytes]:
+    """Take the fields out of a payload; ValueError where it does not end with the last of them."""
+    fields = []
+    at = 0
+    while at < len(data):
+        start = at + 4
+        at = start + int.from_bytes(data[at:start], "big")
+        if start > len(data) or at > len(data):
+            raise ValueError("a field is cut off")
+        fields.append(data[start:at])
+    return fields
+
+
+def request(cwd: bytes, env: list[bytes], argv: list[bytes]) -> bytes:
+    """Encode a request."""
+    body = pack([cwd, pack(env), pack(argv)])
+    return MAGIC + len(body).to_bytes(4, "big") + body
