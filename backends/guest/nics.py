@@ -18,9 +18,9 @@ import msgspec
 from runphi_async import regular
 from runphi_async.errors import BackendError
 from runphi_async.host import namespaces, nic
+from runphi_async.host.files import write_atomically
 from runphi_async.host.netlink import Netlink
 from runphi_async.host.nic import Tap
-from runphi_async.record.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

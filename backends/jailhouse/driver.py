@@ -32,9 +32,9 @@ from consoles.sources.link import Backoff
 from runphi_async import regular
 from runphi_async.board import ranges
 from runphi_async.errors import BackendError, UnsupportedError
+from runphi_async.host.files import write_atomically
 from runphi_async.partition import channels
 from runphi_async.partition.channels import Channel
-from runphi_async.record.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,9 +23,9 @@ from runphi_async.board import iomem, ranges
 from runphi_async.board.claims import Seen, strangers
 from runphi_async.board.ledger import FILE, Decision, Ledger
 from runphi_async.errors import ConfigError, PlanError, TreeError
+from runphi_async.host.files import boot_id
 from runphi_async.partition.image import ImageFormat
 from runphi_async.partition.spec import GuestKind
-from runphi_async.record.store import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

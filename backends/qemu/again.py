@@ -21,8 +21,8 @@ import msgspec
 
 from backends.qemu.remains import KERNEL_LOG
 from runphi_async import regular
+from runphi_async.host.files import write_atomically
 from runphi_async.lifeline import stub
-from runphi_async.record.store import write_atomically
 
 FILE: Final = "again.json"
 FIRST_STATUS: Final = "first.status"

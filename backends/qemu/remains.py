@@ -12,8 +12,8 @@ import msgspec
 from backends.qemu import words
 from backends.qemu.runstate import Clock
 from runphi_async import regular
+from runphi_async.host.files import write_atomically
 from runphi_async.lifeline import stub
-from runphi_async.record.store import write_atomically
 
 #: Why we ended QEMU.
 FAILURE: Final = "vmm.failure"

@@ -23,10 +23,10 @@ from backends.qemu import virtiofsd
 from runphi_async import digits, regular
 from runphi_async.errors import BackendError
 from runphi_async.host import syscalls
+from runphi_async.host.files import write_atomically
 from runphi_async.host.namespaces import apart
 from runphi_async.host.processes import Process
 from runphi_async.partition.spec import Bind
-from runphi_async.record.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

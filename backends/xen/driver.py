@@ -31,8 +31,9 @@ from consoles.sharedmem import shmfiles, vchan
 from consoles.streams.fifo import open_fifo
 from runphi_async import digits, regular
 from runphi_async.errors import BackendError, StateError
+from runphi_async.host.files import write_atomically
 from runphi_async.partition.spec import GuestKind
-from runphi_async.record.store import Store, write_atomically
+from runphi_async.record.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -16,7 +16,7 @@ from runphi_async.board import drawing
 from runphi_async.board.claims import check, strangers
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.errors import ConfigError, RunphiError
-from runphi_async.record.store import boot_id, write_atomically
+from runphi_async.host.files import boot_id, write_atomically
 
 if TYPE_CHECKING:
     from argparse import Namespace

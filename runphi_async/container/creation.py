@@ -25,6 +25,7 @@ from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
 from runphi_async.host import cgroup, inroot
 from runphi_async.host.cgroup import Limits
+from runphi_async.host.files import boot_id, write_atomically
 from runphi_async.host.processes import Process, children, rank_for_memory
 from runphi_async.lifeline import stub
 from runphi_async.oci import spec as oci
@@ -33,7 +34,7 @@ from runphi_async.partition import bootconfig, channels, conf, logplan, origin, 
 from runphi_async.partition.guest import guest_spec, network
 from runphi_async.partition.spec import GuestKind
 from runphi_async.record.lifecycle import Event, Status
-from runphi_async.record.store import VERSION, Record, boot_id, check_id, write_atomically
+from runphi_async.record.store import VERSION, Record, check_id
 from runphi_async.terminals.console import FIFOS, Console, Lifeline, send_master
 from runphi_async.terminals.consolelogs import plans
 

@@ -24,10 +24,11 @@ from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.container.guest import Guest
 from runphi_async.errors import CgroupError, RunphiError, StateError
 from runphi_async.host.cgroup import Cgroup, hierarchies
+from runphi_async.host.files import boot_id
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
 from runphi_async.record.lifecycle import Status
-from runphi_async.record.store import VERSION, Record, boot_id
+from runphi_async.record.store import VERSION, Record
 from runphi_async.terminals.console import Console, take_back
 from runphi_async.terminals.consolelogs import plans
 

@@ -24,7 +24,7 @@ from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.config.schema import load
 from runphi_async.doctor.checkup import as_text
 from runphi_async.errors import BackendError, RunphiError
-from runphi_async.record.store import boot_id
+from runphi_async.host.files import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,6 +17,7 @@ import msgspec
 
 from runphi_async import regular
 from runphi_async.errors import NotFoundError, SpecError, StateError
+from runphi_async.host.files import write_atomically
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.logplan import LogPlan
 from runphi_async.record.lifecycle import Status
@@ -28,7 +29,6 @@ STATE: Final = "state.json"
 STATE_MAX: Final = 4 << 20
 #: The same as it was when the container was made.
 MADE: Final = "made.json"
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Same set as runc's.
 _ID: Final = re.compile(r"[\w+.,-]+", re.ASCII)
 #: Beginnings of the names of the run and log directories' own files: no record may stand in their way.
@@ -243,29 +243,3 @@ def _check(record: Record, name: str) -> None:
     for path in (record.root, record.bundle):
         if not os.path.isabs(path) or "\0" in path:
             raise ValueError(f"{path!r} is no directory")
-
-
-def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part."""
-    temporary = f"{path}.{os.getpid()}.new"
-    try:
-        fd = os.open(temporary, _NEW, mode)
-    except FileExistsError:  # of a dead process that had our pid, or put there to be written to
-        os.unlink(temporary)
-        fd = os.open(temporary, _NEW, mode)
-    try:
-        try:
-            while data:  # a disk that gets full says so with the next write only
-                data = data[os.write(fd, data) :]
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
-
-
-def boot_id() -> str:
-    """Return the kernel's id of this boot: a record of another boot has no live process."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()

@@ -31,8 +31,9 @@ from runphi_async.config.schema import Config, load
 from runphi_async.container import recover
 from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiError
 from runphi_async.host import cgroup
+from runphi_async.host.files import write_atomically
 from runphi_async.record.eventlog import EventLog
-from runphi_async.record.store import Store, write_atomically
+from runphi_async.record.store import Store
 from runphi_async.terminals.hypervisor import follow_hypervisor
 from runphi_async.wire.call import Call, ClientGone
 

@@ -16,7 +16,7 @@ import msgspec
 from consoles.streams.rules import Match, Milestones, Rule, RuleError, State, Watch, compiled
 from runphi_async import regular
 from runphi_async.errors import SpecError
-from runphi_async.record.store import write_atomically
+from runphi_async.host.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

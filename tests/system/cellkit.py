@@ -9,8 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runphi_async.board.ledger import Ledger
+from runphi_async.host.files import boot_id
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from runphi_async.record.store import boot_id
 from runphi_async.testing.cellboard import CellBoard
 from tests.system.place import Place
 from tests.unit.conformance import Life

@@ -16,7 +16,7 @@ import pytest
 from backends.jailhouse import codec
 from runphi_async.board.claims import Claim, Kind, Owner
 from runphi_async.board.ledger import Ledger
-from runphi_async.record.store import boot_id
+from runphi_async.host.files import boot_id
 from runphi_async.testing.fake_jailhouse import board as fake
 from runphi_async.testing.fake_jailhouse import driver
 from tests.system.cellkit import CellPlace, board_in, kill, places

@@ -13,7 +13,7 @@ import pytest
 from backends.jailhouse import codec
 from runphi_async.board.claims import Claim, Kind, Owner
 from runphi_async.board.ledger import FILE, Ledger
-from runphi_async.record.store import boot_id
+from runphi_async.host.files import boot_id
 from runphi_async.testing.fake_jailhouse import driver, rootsystem
 from tests.unit.fakeboard import BIN, CONFIGS, ROOT, FakeBoard
 

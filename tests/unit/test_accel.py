@@ -18,7 +18,7 @@ from backends.qemu import accel
 from backends.qemu.accel import Accel, Question, cache, decide, linuxproof, proof
 from backends.qemu.accel.decide import Mark, Run, Unfinished
 from runphi_async.errors import BackendError
-from runphi_async.record import store
+from runphi_async.host import files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -267,7 +267,7 @@ async def test_an_answer_holds_for_this_boot_and_these_files(
     os.utime(binary, (1, 1))
     await accel.find("auto", question)
     assert len(provers.calls) == 2
-    monkeypatch.setattr(store, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(files, "boot_id", lambda: "another boot")
     await accel.find("auto", question)
     assert len(provers.calls) == 3
     (tmp_path / "kvm").touch()

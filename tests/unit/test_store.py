@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from runphi_async.errors import NotFoundError, SpecError, StateError
+from runphi_async.host.files import boot_id, write_atomically
 from runphi_async.record.lifecycle import Status
-from runphi_async.record.store import ID_MAX, Record, Store, boot_id, check_id, write_atomically
+from runphi_async.record.store import ID_MAX, Record, Store, check_id
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.qemu.accel.decide import Accel
-from runphi_async.record import store
+from runphi_async.host import files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -84,7 +84,7 @@ def key(files: Iterable[str], image: bytes) -> str:
 
 def read() -> Book:
     """Return what is known (blocks, shortly)."""
-    boot_id = store.boot_id()
+    boot_id = files.boot_id()
     try:
         with _directory() as directory:
             return _read(directory, boot_id)
@@ -94,7 +94,7 @@ def read() -> Book:
 
 def change(edit: Callable[[Book], None]) -> None:
     """Change what is known (blocks, shortly); others that do so at the same time wait."""
-    boot_id = store.boot_id()
+    boot_id = files.boot_id()
     try:
         with _directory(make=True) as directory:
             fcntl.flock(directory, fcntl.LOCK_EX)
