@@ -13,8 +13,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backends.jailhouse.plan import Source as Where
+from consoles.errors import SourceError
 from consoles.sharedmem import ivshmem
-from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource
 from consoles.sources.virtioconsole import VirtioConsole
 

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from backends.jailhouse.plan import Source as Where
+from consoles.errors import SourceError
 from consoles.sources import describe
-from consoles.sources.base import SourceError
 from consoles.sources.pty import PtySource
 from runphi_async.errors import BackendError, UnsupportedError
 

@@ -14,7 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from backends.jailhouse.consolelines import Kind, Splitter
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.process import ProcessSource
 from runphi_async.errors import BackendError
 

@@ -26,8 +26,8 @@ from backends.xen.machine import HostFacts, Pool, wish
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
+from consoles.errors import SourceError
 from consoles.sharedmem import vchan
-from consoles.sources.base import SourceError
 from runphi_async import regular
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.host import nic

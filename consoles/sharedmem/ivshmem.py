@@ -14,9 +14,9 @@ import re
 import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
+from consoles.errors import SourceError
 from consoles.sharedmem import regions
 from consoles.sharedmem.regions import open_region
-from consoles.sources.base import SourceError
 
 if TYPE_CHECKING:
     from consoles.sharedmem.regions import Region

@@ -18,7 +18,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

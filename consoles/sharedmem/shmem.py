@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from consoles.errors import SourceError
 from consoles.sharedmem.regions import fence
-from consoles.sources.base import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

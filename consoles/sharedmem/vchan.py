@@ -14,7 +14,7 @@ import os
 import re
 from typing import Any, Final
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 
 #: Where the kernel tells Xen's version.
 VERSION: Final = "/sys/hypervisor/version"

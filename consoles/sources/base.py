@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class SourceError(Exception):
-    """Raised when a source cannot be opened; the text says what, where and how to mend it."""
-
-
 class Listener(Protocol):
     """Who is told what a source brings; every method is called on the loop and returns at once."""
 

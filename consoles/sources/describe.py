@@ -12,7 +12,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.settings import SerialSettings, SettingError, parse_serial
 
 if TYPE_CHECKING:

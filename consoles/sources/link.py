@@ -12,7 +12,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.link import Backoff, Link, Returning
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import termios
 import tty
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.link import Backoff, Link, Returning, open_off_loop
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import serial
 import serial_asyncio
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.link import CHUNK, Backoff, Returning, open_off_loop
 from consoles.sources.pty import Identity, look
 

@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.link import Backoff, Link, Returning
 
 

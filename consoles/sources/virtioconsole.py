@@ -24,10 +24,10 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from consoles.errors import SourceError
 from consoles.sharedmem.ivshmem import STATE_READY, UioDevice
 from consoles.sharedmem.regions import fence
 from consoles.sharedmem.virtqueue import Broken, Queue
-from consoles.sources.base import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

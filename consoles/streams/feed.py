@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from consoles.sources.base import Breaks, OneWay, SourceError
+from consoles.errors import SourceError
+from consoles.sources.base import Breaks, OneWay
 from consoles.sources.link import Backoff
 from consoles.streams.hub import Hub
 from consoles.streams.input import SourceInput

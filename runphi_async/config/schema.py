@@ -17,8 +17,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from consoles.errors import SourceError
 from consoles.sources import describe
-from consoles.sources.base import SourceError
 from consoles.streams.rules import Rule, compiled
 from runphi_async import digits
 from runphi_async.config import realrunc

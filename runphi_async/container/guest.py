@@ -19,8 +19,8 @@ import anyio
 import msgspec
 
 from backends.base import Evidence, Told, Verdict
+from consoles.errors import SourceError
 from consoles.sharedmem import shmfiles
-from consoles.sources.base import SourceError
 from consoles.streams import terminal
 from consoles.streams.fifo import open_fifo
 from runphi_async.aio.waiting import together

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from consoles.errors import SourceError
 from consoles.sharedmem import ivshmem, shmem, shmfiles
 from consoles.sharedmem.regions import parse_place
 from consoles.sources import describe
-from consoles.sources.base import SourceError
 from runphi_async import units
 from runphi_async.errors import SpecError
 from runphi_async.partition import sources

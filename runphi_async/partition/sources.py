@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from consoles.errors import SourceError
 from consoles.sources import describe
-from consoles.sources.base import SourceError
 from runphi_async.errors import SpecError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import anyio.abc
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.streams import terminal
 from consoles.streams.feed import Feed
 from consoles.streams.fifo import open_fifo

@@ -20,8 +20,8 @@ import anyio
 import msgspec
 
 from backends.jailhouse.consolelines import Kind, Line, Splitter, repeated
+from consoles.errors import SourceError
 from consoles.sources import describe
-from consoles.sources.base import SourceError
 from consoles.sources.link import Backoff
 from consoles.streams.logs.files import Files, Place, history
 

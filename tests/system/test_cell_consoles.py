@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.jailhouse.backend import JailhouseBackend
+from consoles.errors import SourceError
 from consoles.sharedmem.regions import open_region
-from consoles.sources.base import SourceError
 from runphi_async.partition.channels import Channel
 from runphi_async.testing.shmempeer import Peer
 from tests.system.cellkit import CellLife, board_here, guest

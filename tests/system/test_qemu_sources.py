@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from consoles.sources.pty import PtySource
 from consoles.sources.serial import SerialSource
 from consoles.sources.settings import SerialSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from runphi_async.lifeline import stub
 from tests.unit.conformance import Life
 from tests.unit.consolekit import until

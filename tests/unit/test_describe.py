@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consoles.errors import SourceError
 from consoles.sources import describe
-from consoles.sources.base import SourceError
 from consoles.sources.describe import Exec, Pty, Unix
 from consoles.sources.process import ProcessSource
 from consoles.sources.pty import PtySource

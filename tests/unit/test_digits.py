@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from backends.jailhouse.marks import Filter, Said
 from backends.xen.states import parse_pools
+from consoles.errors import SourceError
 from consoles.sharedmem.regions import parse_place
 from consoles.sources import settings
-from consoles.sources.base import SourceError
 from runphi_async import digits, units
 from runphi_async.board import ranges
 from runphi_async.commands.logs import moment

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consoles.sources.base import Breaks, SourceError
+from consoles.errors import SourceError
+from consoles.sources.base import Breaks
 from consoles.sources.pty import PtySource
 from consoles.sources.serial import SerialSource
 from consoles.sources.settings import SerialSettings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.jailhouse.consolelines import Kind
-from consoles.sources.base import SourceError
+from consoles.errors import SourceError
 from runphi_async.config.schema import from_table
 from runphi_async.terminals import hypervisor
 from runphi_async.terminals.hypervisor import NAME, HypervisorConsole, follow_hypervisor

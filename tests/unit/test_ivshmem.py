@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from consoles.errors import SourceError
 from consoles.sharedmem import ivshmem, regions
 from consoles.sharedmem.regions import PAGE, Mapping, open_region
-from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource
 from runphi_async.partition import channels
 from runphi_async.testing.shmempeer import Peer

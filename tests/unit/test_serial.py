@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consoles.errors import SourceError
 from consoles.sources import link
 from consoles.sources import serial as adapter
-from consoles.sources.base import SourceError
 from consoles.sources.serial import SerialSource
 from consoles.sources.settings import SerialSettings, SettingError, parse_serial
 from tests.unit.consolekit import pattern, until

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from consoles.errors import SourceError
 from consoles.sharedmem import regions, shmem
 from consoles.sharedmem.regions import Mapping
 from consoles.sharedmem.shmem import Channel
-from consoles.sources.base import SourceError
 from runphi_async.testing.shmempeer import Peer
 from tests.unit.consolekit import pattern
 

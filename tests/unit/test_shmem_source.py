@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from consoles.errors import SourceError
 from consoles.sharedmem.regions import Mapping, open_region
 from consoles.sources import shmem
-from consoles.sources.base import SourceError
 from consoles.sources.shmem import ShmemSource
 from runphi_async.testing.shmempeer import Peer
 from tests.unit.consolekit import pattern, until

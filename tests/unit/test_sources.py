@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from consoles.errors import SourceError
 from consoles.sources import link
-from consoles.sources.base import SourceError
 from consoles.sources.link import Backoff
 from consoles.sources.process import ProcessSource
 from consoles.sources.pty import Identity, PtySource, is_same_console

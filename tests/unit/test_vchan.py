@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from backends.xen import comm as xen_comm
+from consoles.errors import SourceError
 from consoles.sharedmem import vchan
 from consoles.sharedmem.vchan import Library
-from consoles.sources.base import SourceError
 from consoles.sources.vchan import VchanSource
 from runphi_async.errors import PlanError, SpecError
 from runphi_async.partition import channels, comm, request

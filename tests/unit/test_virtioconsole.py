@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from consoles.errors import SourceError
 from consoles.sharedmem.regions import Mapping
 from consoles.sharedmem.virtqueue import Broken, Queue
 from consoles.sources import virtioconsole
-from consoles.sources.base import SourceError
 from consoles.sources.virtioconsole import VirtioConsole, on_uio
 from consoles.streams.feed import Feed
 from consoles.streams.journal import Journal

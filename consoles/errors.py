@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error of everything that opens a far end; below all rooms of this package."""
+
+
+class SourceError(Exception):
+    """Raised when a source cannot be opened; the text says what, where and how to mend it."""
