@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from backends.jailhouse.consolelines import Line
+    from backends.lines import Line
     from consoles.sources.base import Source
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 

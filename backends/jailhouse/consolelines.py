@@ -12,8 +12,10 @@ Pure: any cutting of the stream into pieces gives the same lines.
 from __future__ import annotations
 
 import re
-from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from backends.lines import Kind, Line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -24,36 +26,6 @@ LINE_MAX: Final = 4096
 FORM_MAX: Final = 200
 #: A register dump is held back up to this many lines, to learn whose it is from its last one.
 DUMP_MAX: Final = 64
-
-
-class Kind(StrEnum):
-    """Who wrote a line."""
-
-    #: the hypervisor
-    HYPERVISOR = "hypervisor"
-    #: a cell
-    INMATE = "inmate"
-    #: it ends as the hypervisor's lines do, but is none that is known: a Linux cell, or a hypervisor of another version
-    UNKNOWN = "unknown"
-    #: the driver says that it lost bytes
-    MISSED = "missed"
-    #: whoever reads the stream says that it is gone or back
-    MARK = "mark"
-
-
-class Line(NamedTuple):
-    """One line.
-
-    :ivar cell: whose it is, or which it is about; "" when that cannot be told.
-    :ivar cut: it begins or ends within a line: something came between, or it was too long.
-    :ivar missed: how many bytes the driver lost here.
-    """
-
-    kind: Kind
-    text: bytes
-    cell: str = ""
-    cut: bool = False
-    missed: int = 0
 
 
 class _Effect(Enum):

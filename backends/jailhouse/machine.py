@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from backends.jailhouse import cellfile, check, codec, firmware, machinefacts, model
-from backends.jailhouse.consolelines import Kind
 from backends.jailhouse.plan import Virtual
 from backends.jailhouse.tool import PATH, Places, Tool
 from backends.jailhouse.virtual import VirtualConsole
 from backends.jailhouse.watcher import Watcher
+from backends.lines import Kind
 from runphi_async.board import claims, ranges
 from runphi_async.board.claims import Discrepancy
 from runphi_async.errors import BackendError
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from backends.base import HypervisorLog
-    from backends.jailhouse.consolelines import Line
     from backends.jailhouse.plan import CellPlan
     from backends.jailhouse.sysfs import View
+    from backends.lines import Line
     from runphi_async.board.claims import Held
     from runphi_async.board.ledger import Ledger
     from runphi_async.config.schema import Jailhouse

@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from backends.jailhouse.consolelines import Kind, Splitter
+from backends.jailhouse.consolelines import Splitter
+from backends.lines import Kind
 from consoles.errors import SourceError
 from consoles.sources.process import ProcessSource
 from runphi_async.errors import BackendError
@@ -21,10 +22,10 @@ from runphi_async.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backends.jailhouse.consolelines import Line
     from backends.jailhouse.sysfs import View
     from backends.jailhouse.tool import Tool
     from backends.jailhouse.watcher import Watcher
+    from backends.lines import Line
     from consoles.sources.base import Listener
 
 #: Seconds without a byte after which a half line is shown, and the past at the beginning has been read. The driver

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from backends.jailhouse.consolelines import Kind
+from backends.lines import Kind
 from consoles.streams import logreader
 from consoles.streams.sinks.logfile import PAIR
 from runphi_async.terminals.consolelogs import plans, raw_directory

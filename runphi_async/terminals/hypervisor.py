@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import anyio
 import msgspec
 
-from backends.jailhouse.consolelines import Kind, Line, Splitter, repeated
+from backends.jailhouse.consolelines import Splitter, repeated
+from backends.lines import Kind, Line
 from consoles.errors import SourceError
 from consoles.sources import describe
 from consoles.sources.link import Backoff

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.jailhouse.consolelines import Kind
+from backends.lines import Kind
 from consoles.errors import SourceError
 from runphi_async.config.schema import from_table
 from runphi_async.terminals import hypervisor

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.jailhouse.consolelines import DUMP_MAX, LINE_MAX, Kind, Line, Splitter, repeated
+from backends.jailhouse.consolelines import DUMP_MAX, LINE_MAX, Splitter, repeated
+from backends.lines import Kind, Line
 
 DATA = Path(__file__).parent.parent / "data" / "jailhouse"
 H, C, U = Kind.HYPERVISOR, Kind.INMATE, Kind.UNKNOWN

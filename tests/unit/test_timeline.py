@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.jailhouse.consolelines import Kind
+from backends.lines import Kind
 from consoles.streams.sinks.logfile import INDEX, LOG, PAIR
 from runphi_async.operations import timeline
 from runphi_async.operations.timeline import (
