@@ -30,8 +30,8 @@ from runphi_async.errors import SpecError
 from runphi_async.partition import bootconfig, channels, logplan
 from runphi_async.partition.bootconfig import BootConfig
 from runphi_async.partition.channels import Channel
+from runphi_async.partition.rules import check_annotation
 from runphi_async.partition.spec import GuestKind
-from runphi_async.terminals.watching import check_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

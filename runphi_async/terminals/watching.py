@@ -13,21 +13,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from consoles.streams.rules import Match, Milestones, Rule, RuleError, State, Watch, compiled
+from consoles.streams.rules import Match, Milestones, State, Watch
 from runphi_async import regular
-from runphi_async.errors import SpecError
 from runphi_async.host.files import write_atomically
+from runphi_async.partition.rules import rules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from runphi_async.config.schema import Config
     from runphi_async.container.guest import Guest
 
 log = logging.getLogger(__name__)
 
-#: annotation of one rule: this and the rule's name
-ANNOTATION: Final = "org.runphi.rule."
 #: the rule that says that a guest is ready for work
 READY: Final = "ready"
 #: file in the record
@@ -44,27 +40,6 @@ class Line(NamedTuple):
     pattern: str
     matches: int
     at_least: bool
-
-
-def rules_of(config: Config, annotations: Mapping[str, str]) -> tuple[Rule, ...]:
-    """Return a guest's rules: an annotation replaces the configured rule of its name, an empty one removes it."""
-    found = {rule.name: rule.pattern.encode() for rule in config.console.rules}
-    for key, value in annotations.items():
-        if key.startswith(ANNOTATION):
-            found[key.removeprefix(ANNOTATION)] = value.encode("utf-8", "surrogateescape")
-    return tuple(Rule(name, pattern) for name, pattern in found.items() if pattern)
-
-
-def check_annotation(key: str, value: str) -> None:
-    """Refuse a rule that cannot be used, before a guest is made.
-
-    :raises SpecError: why it cannot.
-    """
-    if value:
-        try:
-            compiled(Rule(key.removeprefix(ANNOTATION), value.encode("utf-8", "surrogateescape")))
-        except RuleError as exc:
-            raise SpecError(f"cannot understand annotation {key}: {exc}") from None
 
 
 class Watching:

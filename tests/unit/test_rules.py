@@ -25,7 +25,7 @@ from consoles.streams.rules import (
 )
 from runphi_async.config.schema import Config, from_table
 from runphi_async.errors import ConfigError, SpecError
-from runphi_async.terminals.watching import check_annotation, rules_of
+from runphi_async.partition.rules import check_annotation, rules_of
 from tests.unit.consolekit import journals, until
 
 if TYPE_CHECKING:
