@@ -20,10 +20,11 @@ from backends import detect
 from consoles.streams import terminal
 from runphi_async import regular
 from runphi_async.aio.waiting import together
+from runphi_async.container import cgrouppath
 from runphi_async.container.guest import Guest
 from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
-from runphi_async.host import cgroup, inroot
+from runphi_async.host import inroot
 from runphi_async.host.cgroup import Limits
 from runphi_async.host.files import boot_id, write_atomically
 from runphi_async.host.processes import Process, children, rank_for_memory
@@ -258,7 +259,7 @@ class Creation:
     def _cgroup_path(self, name: str) -> str:
         path = self._spec.linux.cgroups_path if self._spec.linux is not None else None
         # The name, not the id: the same id in two roots must not mean the same cgroup.
-        return cgroup.path_for(path, name, systemd=self._order.systemd_cgroup)
+        return cgrouppath.path_for(path, name, systemd=self._order.systemd_cgroup)
 
     async def _write_record(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
         guest.save()

@@ -97,24 +97,7 @@ def _unescape(path: str) -> str:
     return path
 
 
-def path_for(cgroups_path: str | None, container_id: str, *, systemd: bool = False) -> str:
-    """Return the cgroup path that ``linux.cgroupsPath`` means, absolute, as seen from the hierarchy's root.
-
-    :param systemd: the engine said ``--systemd-cgroup``: the path has the form ``slice:prefix:name``.
-    """
-    if not systemd:
-        return _clean(cgroups_path or f"/runphi/{container_id}")
-    parts = (cgroups_path or f":runphi:{container_id}").split(":")
-    if len(parts) != 3:
-        raise CgroupError(f"cannot use cgroupsPath {cgroups_path!r} with --systemd-cgroup: not slice:prefix:name")
-    slice_name, prefix, name = parts
-    unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope"
-    if "/" in unit:
-        raise CgroupError(f"cannot use cgroupsPath {cgroups_path!r}: a systemd unit has no / in its name")
-    return _clean(f"{_expand_slice(slice_name or 'system.slice')}/{unit}")
-
-
-def _clean(path: str) -> str:
+def clean(path: str) -> str:
     # normpath of an absolute path cannot leave the root, so no ".." does
     clean = "/" + os.path.normpath("/" + path).lstrip("/")
     if clean == "/" or "\0" in clean:
@@ -122,22 +105,11 @@ def _clean(path: str) -> str:
     return clean
 
 
-def _expand_slice(name: str) -> str:
-    """Return the path of a slice: systemd nests ``a-b.slice`` in ``a.slice``."""
-    stem = name.removesuffix(".slice")
-    if name == "-.slice":
-        return "/"
-    if stem == name or "/" in name or not all(stem.split("-")):
-        raise CgroupError(f"cannot use systemd slice {name!r}: not a slice name", "such as system.slice")
-    steps = stem.split("-")
-    return "".join(f"/{'-'.join(steps[: n + 1])}.slice" for n in range(len(steps)))
-
-
 class Cgroup:
     """One path in every hierarchy."""
 
     def __init__(self, path: str, used: Sequence[Hierarchy]) -> None:
-        self.path = _clean(path)
+        self.path = clean(path)
         self._used = tuple(used)
 
     def create(self) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runphi_async.container.cgrouppath import path_for
 from runphi_async.errors import CgroupError
-from runphi_async.host.cgroup import Cgroup, Hierarchy, Limits, Stats, hierarchies, leave, path_for
+from runphi_async.host.cgroup import Cgroup, Hierarchy, Limits, Stats, hierarchies, leave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
