@@ -23,11 +23,12 @@ from runphi_async.aio.waiting import together
 from runphi_async.container import cgrouppath
 from runphi_async.container.guest import Guest
 from runphi_async.container.hooks import run_hooks
+from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
 from runphi_async.host import inroot
 from runphi_async.host.cgroup import Limits
 from runphi_async.host.files import boot_id, write_atomically
-from runphi_async.host.processes import Process, children, rank_for_memory
+from runphi_async.host.processes import Process, children
 from runphi_async.lifeline import stub
 from runphi_async.oci import spec as oci
 from runphi_async.oci.state import State, timestamp

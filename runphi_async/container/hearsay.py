@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import CgroupError, SpecError
-from runphi_async.host.processes import rank_for_memory, rank_of
+from runphi_async.host.processes import rank_of
 from runphi_async.record.lifecycle import Event, Status
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import SpecError
-from runphi_async.host.processes import rank_for_memory
 
 
 def test_a_process_and_what_it_starts_have_the_rank() -> None:
