@@ -17,7 +17,7 @@ from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks import logfile
 from consoles.streams.sinks.stdio import StdioSink
-from runphi_async.config.schema import load
+from runphi_async.config.loading import load
 
 if TYPE_CHECKING:
     from pathlib import Path

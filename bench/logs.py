@@ -21,7 +21,7 @@ from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks import logfile
 from runphi_async.aio import allocator
-from runphi_async.config.schema import load
+from runphi_async.config.loading import load
 
 if TYPE_CHECKING:
     import resource

@@ -22,7 +22,7 @@ from bench.table import Row
 from consoles.streams.fifo import open_fifo
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
-from runphi_async.config.schema import load
+from runphi_async.config.loading import load
 
 if TYPE_CHECKING:
     from pathlib import Path

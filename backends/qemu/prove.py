@@ -8,13 +8,13 @@ import os
 import sys
 
 from backends.qemu.backend import QemuBackend
-from runphi_async.config import schema as config
+from runphi_async.config import loading
 from runphi_async.errors import RunphiError
 
 
 async def _main() -> int:
     try:
-        backend = QemuBackend(config.load(os.environ.get(config.PATH_VARIABLE)), "")
+        backend = QemuBackend(loading.load(os.environ.get(loading.PATH_VARIABLE)), "")
         found = await backend.accelerators()
     except RunphiError as exc:
         sys.stderr.write(f"{exc}\n")

@@ -17,7 +17,8 @@ from backends.base import Finding, Level
 from backends.detect import Detection
 from runphi_async.commands.cli import HelpAsked, global_parser, verb_parser
 from runphi_async.commands.doctor import check, shown, worst
-from runphi_async.config.schema import Config, load
+from runphi_async.config.loading import load
+from runphi_async.config.schema import Config
 from runphi_async.doctor import checkup
 from runphi_async.doctor import report as doctor_report
 from runphi_async.errors import ConfigError, RunphiError

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration file: every key, its default and its documentation in one place.
 
-The supervisor reads it once when it starts (:func:`load`). ``python -m runphi_async.config.schema`` prints the
+The supervisor reads it once when it starts (:func:`load`). ``python -m runphi_async.config.reference`` prints the
 reference page docs/reference/configuration.md, which a test keeps current.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import sys
-import tomllib
-import typing
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -22,16 +18,6 @@ from consoles.sources import describe
 from consoles.streams.rules import Rule, compiled
 from runphi_async import digits
 from runphi_async.config import realrunc
-from runphi_async.errors import ConfigError
-from runphi_async.oci.spec import locate
-
-#: read when nothing else is named
-DEFAULT_PATH: Final = "/etc/runphi/config.toml"
-#: environment variable that names another file
-PATH_VARIABLE: Final = "RUNPHI_CONFIG"
-#: environment variable that stands for ``qemu.accel`` where the file does not name it: tests and hurried people force
-#: software emulation by it
-ACCEL_VARIABLE: Final = "RUNPHI_ACCEL"
 
 _UNITS: Final = {
     "": 1,
@@ -77,11 +63,11 @@ def _doc(text: str) -> msgspec.Meta:
     return msgspec.Meta(description=text)
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True):
     """Common options of every table of the file."""
 
 
-class Supervisor(_Section, frozen=True):
+class Supervisor(Section, frozen=True):
     """The supervisor itself."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least severity the supervisor logs.")] = (
@@ -105,7 +91,7 @@ class ConsoleRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pattern: str
 
 
-class Console(_Section, frozen=True):
+class Console(Section, frozen=True):
     """What stands between a guest's console and those who read it."""
 
     window_bytes: Annotated[
@@ -148,7 +134,7 @@ class Console(_Section, frozen=True):
                 raise ValueError(f"{name}: expected at least 4 KiB, got {getattr(self, name).text()}")
 
 
-class Log(_Section, frozen=True):
+class Log(Section, frozen=True):
     """The logs of each guest's console. A container may ask for others by the annotation `org.runphi.log`."""
 
     enabled: Annotated[bool, _doc("Whether consoles are logged.")] = True
@@ -181,7 +167,7 @@ class Log(_Section, frozen=True):
                 raise ValueError(f"path_dirs: expected absolute paths other than /, got {path!r}")
 
 
-class MemoryDefault(_Section, frozen=True):
+class MemoryDefault(Section, frozen=True):
     """RAM of a guest whose container sets no memory limit, for each kind of guest."""
 
     inmate: Annotated[Size, _doc("A bare-metal program or RTOS (`INMATE=`).")] = Size(32 * MIB)
@@ -189,7 +175,7 @@ class MemoryDefault(_Section, frozen=True):
     kernel: Annotated[Size, _doc("A kernel with its own ramdisk (`KERNEL=`, `RAMDISK=`).")] = Size(256 * MIB)
 
 
-class MemoryMinimum(_Section, frozen=True):
+class MemoryMinimum(Section, frozen=True):
     """Least RAM of a guest: a container limited to less is refused."""
 
     inmate: Annotated[Size, _doc("A bare-metal program or RTOS.")] = Size(4 * MIB)
@@ -197,14 +183,14 @@ class MemoryMinimum(_Section, frozen=True):
     kernel: Annotated[Size, _doc("A kernel with its own ramdisk.")] = Size(64 * MIB)
 
 
-class InitSeconds(_Section, frozen=True):
+class InitSeconds(Section, frozen=True):
     """How long the kernel of a Linux guest may run before it reaches our init: then it is taken for hung."""
 
     kvm: Annotated[float, msgspec.Meta(gt=0), _doc("On KVM; a good one needs less than one second.")] = 30.0
     tcg: Annotated[float, msgspec.Meta(gt=0), _doc("In software; a loaded machine with slow cores needs most.")] = 120.0
 
 
-class Qemu(_Section, frozen=True):
+class Qemu(Section, frozen=True):
     """The QEMU backend."""
 
     accel: Annotated[
@@ -236,7 +222,7 @@ class Qemu(_Section, frozen=True):
     memory_minimum: MemoryMinimum = MemoryMinimum()
 
 
-class Jailhouse(_Section, frozen=True):
+class Jailhouse(Section, frozen=True):
     """The Jailhouse backend."""
 
     board: Annotated[
@@ -282,7 +268,7 @@ class Jailhouse(_Section, frozen=True):
     )
 
 
-class Xen(_Section, frozen=True):
+class Xen(Section, frozen=True):
     """The Xen backend; the supervisor runs in dom0."""
 
     xl: Annotated[str, _doc("Xen's toolstack, a path or a name looked up in PATH.")] = "xl"
@@ -319,7 +305,7 @@ class Xen(_Section, frozen=True):
     memory_minimum: MemoryMinimum = MemoryMinimum()
 
 
-class Inmate(_Section, frozen=True):
+class Inmate(Section, frozen=True):
     """Guests named by `INMATE=` and `KERNEL=`."""
 
     host_paths: Annotated[
@@ -333,7 +319,7 @@ class Inmate(_Section, frozen=True):
                 raise ValueError(f"host_paths: expected absolute paths, got {path!r}")
 
 
-class Source(_Section, frozen=True):
+class Source(Section, frozen=True):
     """Devices and sockets of the host that are consoles."""
 
     host_paths: Annotated[
@@ -350,7 +336,7 @@ class Source(_Section, frozen=True):
                 raise ValueError(f"host_paths: expected absolute paths, got {path!r}")
 
 
-class Hypervisor(_Section, frozen=True):
+class Hypervisor(Section, frozen=True):
     """The hypervisor's own console, shared by all its cells; `runphi timeline` shows it."""
 
     console: Annotated[
@@ -369,7 +355,7 @@ class Hypervisor(_Section, frozen=True):
                 raise ValueError(f"console: {exc}") from None
 
 
-class Channels(_Section, frozen=True):
+class Channels(Section, frozen=True):
     """Named streams of a guest beside its console (`org.runphi.channel.*`)."""
 
     places: Annotated[
@@ -387,7 +373,7 @@ class Channels(_Section, frozen=True):
     ] = Size(8 * MIB)
 
 
-class Annotations(_Section, frozen=True):
+class Annotations(Section, frozen=True):
     """Who may set which annotation `org.runphi.*`."""
 
     of_images: Annotated[
@@ -403,7 +389,7 @@ class Annotations(_Section, frozen=True):
     )  # fmt: skip
 
 
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     """Keys at the top of the file."""
 
     runc: Annotated[
@@ -437,154 +423,3 @@ class Config(_Section, frozen=True):
         """Return the path of the real runc, or None when there is none; runPHI under that name is none."""
         # the one that is named may have become runPHI since: `configure --replace-runc` keeps it beside
         return realrunc.find((self.runc, f"{self.runc}_vanilla") if self.runc else realrunc.CANDIDATES)
-
-
-def load(path: str | None = None) -> Config:
-    """Read the configuration file.
-
-    :param path: a file that must exist; None for that of $RUNPHI_CONFIG, else the default file if there.
-    """
-    named = path or os.environ.get(PATH_VARIABLE)
-    name = named or DEFAULT_PATH
-    try:
-        with open(name, "rb") as file:
-            table = tomllib.load(file)
-    except FileNotFoundError:
-        if not named:
-            return from_table(_with_environment({}), f"${ACCEL_VARIABLE}")
-        raise ConfigError(f"cannot read configuration {name}: not found", "leave it out to use the defaults") from None
-    except OSError as exc:
-        raise ConfigError(f"cannot read configuration {name}: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:  # int's own of too many digits, too
-        raise ConfigError(f"cannot read configuration {name}: not TOML: {exc}", "see https://toml.io") from exc
-    return from_table(_with_environment(table), name)
-
-
-def _with_environment(table: dict[str, Any]) -> dict[str, Any]:
-    """Add what the environment says and the file leaves open."""
-    wished, section = os.environ.get(ACCEL_VARIABLE), table.get("qemu", {})
-    if not wished or not isinstance(section, dict) or "accel" in section:
-        return table
-    return {**table, "qemu": {**section, "accel": wished}}
-
-
-def from_table(table: dict[str, Any], name: str = "config") -> Config:
-    """Make a Config of a decoded TOML document; `name` is what errors call the file."""
-    _refuse_unknown(table, Config(), name, "")
-    try:
-        return msgspec.convert(table, Config, dec_hook=_convert_size)
-    except msgspec.ValidationError as exc:
-        place, problem = locate(exc)
-        key = place.removeprefix("$").removeprefix(".") or "the file"
-        raise ConfigError(f"{name}: {key}: {problem}", _choices(key)) from exc
-
-
-def _refuse_unknown(table: dict[str, Any], section: _Section, name: str, prefix: str) -> None:
-    known = section.__struct_fields__
-    for key, value in table.items():
-        if key not in known:
-            raise ConfigError(f"{name}: {prefix}{key}: unknown key", _did_you_mean(key, prefix))
-        below = getattr(section, key)
-        if isinstance(below, _Section) and isinstance(value, dict):
-            _refuse_unknown(value, below, name, f"{prefix}{key}.")
-
-
-def _choices(key: str) -> str:
-    for path, default, annotation in _keys(Config(), ""):
-        kind = typing.get_args(annotation)[0]
-        if path == key and typing.get_origin(kind) is Literal:
-            return f"choose one of {_kind(kind).replace('`', '')}"
-        if path == key:
-            return f"the default is {_toml(default)}"
-    return "docs/reference/configuration.md lists the keys"
-
-
-def _did_you_mean(key: str, prefix: str) -> str:
-    """Name the key most like the one given: of the same table, or the same name in another one."""
-    paths = [path for path, *_ in _keys(Config(), "")]
-    whole = prefix + key
-    close = difflib.get_close_matches(whole, paths, 1, 0.75)
-    close += [path for path in paths if path.rpartition(".")[2] == key]
-    close += difflib.get_close_matches(key, paths, 1, 0.75)
-    if close:
-        return f"did you mean {close[0]}?"
-    here = sorted({path.removeprefix(prefix).partition(".")[0] for path in paths if path.startswith(prefix)})
-    return "known here: " + ", ".join(here)
-
-
-def _convert_size(kind: type, value: Any) -> Any:
-    if kind is Size:
-        return Size.parse(value)
-    raise NotImplementedError(kind)
-
-
-def _keys(section: _Section, prefix: str) -> list[tuple[str, object, Any]]:
-    """List (key path, default, annotation) of every key of a table and of those below it, own keys first."""
-    hints = typing.get_type_hints(type(section), include_extras=True)
-    own: list[tuple[str, object, Any]] = []
-    below: list[tuple[str, object, Any]] = []
-    for field in section.__struct_fields__:
-        value = getattr(section, field)
-        if isinstance(value, _Section):
-            below += _keys(value, f"{prefix}{field}.")
-        else:
-            own.append((prefix + field, value, hints[field]))
-    return own + below
-
-
-def changed(config: Config) -> list[str]:
-    """Return the keys that have not their defaults, as lines of the file."""
-    usual = {path: value for path, value, _ in _keys(Config(), "")}
-    return [f"{path} = {_toml(value)}" for path, value, _ in _keys(config, "") if value != usual[path]]
-
-
-def reference() -> str:
-    """Return the reference page of the configuration file, in Markdown."""
-    lines = [
-        "# Configuration",
-        "",
-        f"The supervisor reads `{DEFAULT_PATH}`, or the file that `${PATH_VARIABLE}` names, as it starts.",
-        "The file is [TOML](https://toml.io). Every key is optional, and so is the file; an unknown key is",
-        "an error.",
-        'Sizes are numbers of bytes, or texts such as `"64 KiB"` or `"1 GiB"`.',
-        "",
-        "<!-- made by `python -m runphi_async.config.schema`: change runphi_async/config/schema.py -->",
-    ]
-    _describe(Config(), "", lines)
-    return "\n".join(lines) + "\n"
-
-
-def _describe(section: _Section, path: str, lines: list[str]) -> None:
-    lines += ["", f"## `[{path}]`" if path else "## Top of the file", "", type(section).__doc__ or "", ""]
-    lines += ["| key | kind | default | meaning |", "|---|---|---|---|"]
-    hints = typing.get_type_hints(type(section), include_extras=True)
-    below = []
-    for field in section.__struct_fields__:
-        value = getattr(section, field)
-        if isinstance(value, _Section):
-            below.append((value, f"{path}.{field}" if path else field))
-            continue
-        kind, *metas = typing.get_args(hints[field])
-        meaning = next(meta.description for meta in metas if meta.description)
-        lines.append(f"| `{field}` | {_kind(kind)} | `{_toml(value)}` | {meaning} |")
-    for value, name in below:
-        _describe(value, name, lines)
-
-
-def _kind(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return ", ".join(f"`{_toml(choice)}`" for choice in typing.get_args(kind))
-    names: dict[Any, str] = {Size: "size", str: "text", bool: "boolean", float: "number", int: "number"}
-    return names.get(kind, "list of tables" if kind == tuple[ConsoleRule, ...] else "list of texts")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, Size):
-        return f'"{value.text()}"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return msgspec.json.encode(value).decode()
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

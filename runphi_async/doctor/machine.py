@@ -9,7 +9,7 @@ import stat
 from typing import Final, NamedTuple
 
 from backends.base import Finding, Level
-from runphi_async.config.schema import DEFAULT_PATH, PATH_VARIABLE
+from runphi_async.config.loading import DEFAULT_PATH, PATH_VARIABLE
 
 KVM: Final = "/dev/kvm"
 TUN: Final = "/dev/net/tun"

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 import msgspec
 
-from runphi_async.config.schema import ACCEL_VARIABLE, DEFAULT_PATH, PATH_VARIABLE, Config, changed
+from runphi_async.config.loading import ACCEL_VARIABLE, DEFAULT_PATH, PATH_VARIABLE
+from runphi_async.config.words import changed
 from runphi_async.doctor import checkup
 from runphi_async.doctor import text as doctor_text
 from runphi_async.doctor.text import Section
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backends.base import Finding
+    from runphi_async.config.schema import Config
     from runphi_async.record.store import Record
 
 #: Bytes read of the end of a log, and of a small file.

@@ -21,7 +21,7 @@ from backends.jailhouse.machine import program
 from backends.jailhouse.tool import Places, Tool
 from runphi_async.aio import threads
 from runphi_async.board.ledger import FILE, Ledger
-from runphi_async.config.schema import load
+from runphi_async.config.loading import load
 from runphi_async.doctor.checkup import as_text
 from runphi_async.errors import BackendError, RunphiError
 from runphi_async.host.files import boot_id

@@ -27,7 +27,7 @@ from runphi_async import wire
 from runphi_async.aio import allocator, threads
 from runphi_async.aio.waiting import is_cancelled
 from runphi_async.commands import cli
-from runphi_async.config.schema import Config, load
+from runphi_async.config.loading import load
 from runphi_async.container import recover
 from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiError
 from runphi_async.host import cgroup
@@ -40,6 +40,7 @@ from runphi_async.wire.call import Call, ClientGone
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from runphi_async.config.schema import Config
     from runphi_async.container.guest import Guest
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 from backends.guest import initrd
 from backends.jailhouse import codec
 from runphi_async.board import board as boards
-from runphi_async.config.schema import Config, from_table
+from runphi_async.config.loading import from_table
 from runphi_async.testing import fake_jailhouse
 from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux
 from runphi_async.testing.fake_jailhouse.place import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from runphi_async.config.schema import Config
 
 TOOL: Final = str(Path(fake_jailhouse.__file__).parent / "bin" / "jailhouse")
 CPUS: Final = 10

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runphi_async.config import schema as config
+from runphi_async.config import loading
 from tests.system.linuxkit import linux, linux_bundle
 from tests.system.place import ended, until
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(not os.path.exists(config.load().qemu.initrd), reason="needs bin/prepare-guest"),
+    pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
 ]
 
 #: what containerd and docker put into every config.json

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async.config import schema as config
+from runphi_async.config import loading
 from tests.system.linuxkit import Lan, joined, linux, linux_bundle, network_ramdisk
 from tests.system.place import RUNPHI, ended, until
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(not os.path.exists(config.load().qemu.initrd), reason="needs bin/prepare-guest"),
+    pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
 ]
 
 #: what a guest is asked: it answers, serves a page, and ends when its stdin does
@@ -178,7 +178,7 @@ echo mac $(/bin/busybox cat /sys/class/net/eth0/address)
 """
     bundle = place.bundle("c1", annotations={"org.runphi.net": "yes"}, linux=joined(netns))
     boot = bundle / "rootfs" / "boot"
-    shutil.copy(config.load().qemu.kernel, boot / "vmlinux")
+    shutil.copy(loading.load().qemu.kernel, boot / "vmlinux")
     (boot / "rd").write_bytes(network_ramdisk(script))
     settings = json.loads((bundle / "config.json").read_text())
     settings["process"]["env"] = ["KERNEL=/boot/vmlinux", "RAMDISK=/boot/rd"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from backends.qemu.backend import QemuBackend
-from runphi_async.config.schema import load
+from runphi_async.config.loading import load
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from tests.unit.conformance import Life, TellsPauses
 

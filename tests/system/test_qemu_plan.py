@@ -19,7 +19,7 @@ from backends.base import Verdict
 from backends.guest import handed
 from backends.qemu import exitcode, virtiofs
 from backends.qemu import plan as planner
-from runphi_async.config import schema as config
+from runphi_async.config import loading
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 BINARIES = {arch: path for arch in ("x86_64", "aarch64") if (path := shutil.which(f"qemu-system-{arch}")) is not None}
 #: $RUNPHI_CONFIG may name another guest kernel
-QEMU = config.load().qemu
+QEMU = loading.load().qemu
 #: a guest under emulation on a busy machine
 PATIENCE = 40.0
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runphi_async.config import realrunc
-from runphi_async.config import schema as config
+from runphi_async.config import loading, realrunc, reference
 from runphi_async.config.schema import Config, Size
 from runphi_async.errors import ConfigError
 
@@ -19,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 @pytest.fixture(autouse=True)
 def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suites may have been told an accelerator."""
-    monkeypatch.delenv(config.ACCEL_VARIABLE, raising=False)
+    monkeypatch.delenv(loading.ACCEL_VARIABLE, raising=False)
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -29,7 +28,7 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    got = config.load(write(tmp_path, ""))
+    got = loading.load(write(tmp_path, ""))
     assert got == Config()
     assert (got.runc, got.backend) == ("", "qemu")
     assert (got.console.window_bytes, got.console.replay_bytes) == (1048576, 65536)
@@ -39,7 +38,7 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 def test_values(tmp_path: Path) -> None:
-    got = config.load(
+    got = loading.load(
         write(
             tmp_path,
             """
@@ -103,7 +102,7 @@ def test_values(tmp_path: Path) -> None:
 def test_errors_name_file_and_key(tmp_path: Path, text: str, message: str, hint: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        config.load(path)
+        loading.load(path)
     assert path in caught.value.msg
     assert message in caught.value.msg
     assert hint in (caught.value.hint or "")
@@ -112,20 +111,20 @@ def test_errors_name_file_and_key(tmp_path: Path, text: str, message: str, hint:
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b'a = "\xff"')
     with pytest.raises(ConfigError, match="not TOML"):
-        config.load(str(tmp_path / "c.toml"))
+        loading.load(str(tmp_path / "c.toml"))
 
 
 def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNPHI_CONFIG", raising=False)
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none.toml"))
-    assert config.load() == Config()
+    monkeypatch.setattr(loading, "DEFAULT_PATH", str(tmp_path / "none.toml"))
+    assert loading.load() == Config()
     with pytest.raises(ConfigError, match="not found"):
-        config.load(str(tmp_path / "none.toml"))
+        loading.load(str(tmp_path / "none.toml"))
     monkeypatch.setenv("RUNPHI_CONFIG", write(tmp_path, "backend = 'x'"))
-    assert config.load().backend == "x"
+    assert loading.load().backend == "x"
     monkeypatch.setenv("RUNPHI_CONFIG", str(tmp_path))
     with pytest.raises(ConfigError, match="cannot read configuration"):
-        config.load()
+        loading.load()
 
 
 @pytest.mark.parametrize(
@@ -133,15 +132,15 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [("", "tcg"), ("[qemu]\nstop_seconds = 1", "tcg"), ('[qemu]\naccel = "kvm"', "kvm"), ('runc = "/opt/runc"', "tcg")],
 )
 def test_accelerator_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, accel: str) -> None:
-    monkeypatch.setenv(config.ACCEL_VARIABLE, "tcg")
-    assert config.load(write(tmp_path, text)).qemu.accel == accel
+    monkeypatch.setenv(loading.ACCEL_VARIABLE, "tcg")
+    assert loading.load(write(tmp_path, text)).qemu.accel == accel
 
 
 def test_accelerator_of_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(config.ACCEL_VARIABLE, "fast")
-    monkeypatch.setattr(config, "DEFAULT_PATH", "/nonexistent/config.toml")
+    monkeypatch.setenv(loading.ACCEL_VARIABLE, "fast")
+    monkeypatch.setattr(loading, "DEFAULT_PATH", "/nonexistent/config.toml")
     with pytest.raises(ConfigError, match=r"RUNPHI_ACCEL: qemu.accel: invalid enum value 'fast'.*one of"):
-        config.load()
+        loading.load()
 
 
 def test_real_runc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,11 +181,13 @@ def test_size_text_reads_back(size: int) -> None:
 
 
 def test_reference_is_current() -> None:
-    assert PAGE.read_text() == config.reference(), "run: python -m runphi_async.config.schema > " + os.fspath(PAGE)
+    assert PAGE.read_text() == reference.reference(), "run: python -m runphi_async.config.reference > " + os.fspath(
+        PAGE
+    )
 
 
 @pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 5000, "\x00"], ids=["digits", "depth", "nul"])
 def test_toml_that_is_too_much(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(ConfigError, match="not TOML"):
-        config.load(str(tmp_path / "config.toml"))
+        loading.load(str(tmp_path / "config.toml"))

@@ -17,7 +17,7 @@ from consoles.sources.pty import PtySource
 from consoles.sources.serial import SerialSource
 from consoles.sources.settings import SerialSettings
 from consoles.sources.unixsocket import UnixSource
-from runphi_async.config.schema import from_table
+from runphi_async.config.loading import from_table
 from runphi_async.errors import ConfigError, SpecError
 from runphi_async.partition.sources import from_annotation
 

@@ -11,7 +11,7 @@ import pytest
 
 from backends.base import Finding, Level
 from backends.qemu.backend import QemuBackend
-from runphi_async.config.schema import from_table
+from runphi_async.config.loading import from_table
 from runphi_async.doctor import checkup
 from runphi_async.doctor.checkup import Engine, Host, Place
 

@@ -12,7 +12,7 @@ import pytest
 
 from backends.lines import Kind
 from consoles.errors import SourceError
-from runphi_async.config.schema import from_table
+from runphi_async.config.loading import from_table
 from runphi_async.terminals import hypervisor
 from runphi_async.terminals.hypervisor import NAME, HypervisorConsole, follow_hypervisor
 from tests.unit.consolekit import until

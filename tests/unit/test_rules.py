@@ -23,7 +23,8 @@ from consoles.streams.rules import (
     Watch,
     compiled,
 )
-from runphi_async.config.schema import Config, from_table
+from runphi_async.config.loading import from_table
+from runphi_async.config.schema import Config
 from runphi_async.errors import ConfigError, SpecError
 from runphi_async.partition.rules import check_annotation, rules_of
 from tests.unit.consolekit import journals, until
