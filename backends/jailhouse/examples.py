@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backends.jailhouse import generator
 from backends.jailhouse.desk import Facts
-from runphi_async.board import board as boards
-from runphi_async.board import drawing
+from runphi_async.board import drawing, loading
 from runphi_async.board.claims import Held, Owner
 from runphi_async.partition import conf
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
@@ -112,7 +111,7 @@ EXAMPLES: Final = (
 
 def plan(example: Example, held: tuple[Held, ...] = ()) -> JailhousePlan:
     """Return the plan of an example on a board that is empty unless somebody holds a part of it."""
-    board = boards.load(example.board)
+    board = loading.load(example.board)
     facts = Facts(
         board=board,
         image=example.image,
@@ -140,7 +139,7 @@ def picture(board: str = "kria-kv260") -> str:
             made = plan(example, held)
             owner = Owner(example.spec["id"], cell=made.cell.name)
             held += tuple(Held(owner, claim) for claim in made.claims)
-    return drawing.svg(boards.load(board), held)
+    return drawing.svg(loading.load(board), held)
 
 
 if __name__ == "__main__":

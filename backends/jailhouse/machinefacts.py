@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from backends.jailhouse import codec, sysfs
 from backends.jailhouse.model import System
 from backends.jailhouse.ready import Machine
-from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError
 
@@ -64,7 +64,7 @@ def read(settings: Jailhouse, view: View, system_path: str = "", program: str = 
         online=online(settings.sysfs),
         gic=_gic(_text(f"{root}/proc/interrupts")),
         iommus=_listed(f"{root}/sys/class/iommu"),
-        board=boards.load(settings.board) if settings.board else None,
+        board=loading.load(settings.board) if settings.board else None,
     )
 
 

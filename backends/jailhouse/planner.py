@@ -18,8 +18,7 @@ from backends.guest import rootfs as archive
 from backends.jailhouse import boot, generator
 from backends.jailhouse.desk import Facts
 from runphi_async import regular
-from runphi_async.board import board as boards
-from runphi_async.board import iomem, ranges
+from runphi_async.board import iomem, loading, ranges
 from runphi_async.board.claims import Seen, strangers
 from runphi_async.board.ledger import FILE, Decision, Ledger
 from runphi_async.errors import ConfigError, PlanError, TreeError
@@ -104,11 +103,11 @@ def board(config: Jailhouse) -> Board:
     :raises ConfigError: there is none.
     """
     if not config.board:
-        known = ", ".join(boards.shipped())
+        known = ", ".join(loading.shipped())
         raise ConfigError(
             "cannot plan a cell: no board is configured", f"set jailhouse.board to a board file or one of: {known}"
         )
-    return boards.load(config.board)
+    return loading.load(config.board)
 
 
 def _system_ram(path: str) -> list[Range]:

@@ -11,9 +11,8 @@ import anyio
 from backends.jailhouse import codec, sysconfig
 from backends.jailhouse.model import System
 from runphi_async import regular
-from runphi_async.board import board as boards
+from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board import iomem as iomems
-from runphi_async.board import ranges
 from runphi_async.errors import CellError, ConfigError
 from runphi_async.units import human
 
@@ -62,22 +61,22 @@ def _file(call: Call, name: str) -> str:
 
 def _list() -> str:
     """Return one line for each shipped board."""
-    found = [boards.load(name) for name in boards.shipped()]
+    found = [loading.load(name) for name in loading.shipped()]
     width = max(len(board.name) for board in found)
     return "".join(f"{board.name:<{width}}   {board.title}\n" for board in found)
 
 
 def _check(name: str, shown: str, iomem: str | None) -> tuple[str, bool]:
     """Return what to print, and whether the board cannot be used."""
-    path = boards.path_of(name)
+    path = loading.path_of(name)
     try:
-        board = boards.parse(regular.read(path, boards.FILE_MAX), shown)
+        board = loading.parse(regular.read(path, loading.FILE_MAX), shown)
     except FileNotFoundError:
-        hint = f"shipped boards: {', '.join(boards.shipped())}"
+        hint = f"shipped boards: {', '.join(loading.shipped())}"
         raise ConfigError(f"cannot read board {shown}: not found", hint) from None
     except OSError as exc:
         raise ConfigError(f"cannot read board {shown}: {exc.strerror}") from exc
-    found = boards.findings(board)
+    found = boardcheck.findings(board)
     if iomem is not None:
         found += iomems.findings(board, iomems.system_ram(_read(iomem).decode("ascii", "replace")))
     fatal = any(finding.fatal for finding in found)

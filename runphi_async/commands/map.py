@@ -11,8 +11,7 @@ import anyio
 from backends import detect
 from backends.jailhouse.backend import JailhouseBackend
 from backends.jailhouse.sysfs import View
-from runphi_async.board import board as boards
-from runphi_async.board import drawing
+from runphi_async.board import drawing, loading
 from runphi_async.board.claims import check, strangers
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.errors import ConfigError, RunphiError
@@ -37,7 +36,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     configured = supervisor.config.jailhouse.board
     name = given.board or configured
     if not name:
-        known = ", ".join(boards.shipped())
+        known = ", ".join(loading.shipped())
         raise ConfigError("cannot draw a board: none is configured", f"set jailhouse.board, or give --board: {known}")
     path = call.path(name) if given.board and "/" in name else name
     run_dir = None if given.board and given.board != configured else supervisor.store.run_dir
@@ -60,7 +59,7 @@ async def _view(supervisor: Supervisor) -> View:
 
 
 def _draw(name: str, run_dir: str | None, as_svg: bool, view: View) -> str:
-    board = boards.load(name)
+    board = loading.load(name)
     held = Ledger(os.path.join(run_dir, FILE), boot_id()).held() if run_dir is not None else ()
     seen = view.guests()
     everything = (*held, *strangers(held, seen))

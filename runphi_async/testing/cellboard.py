@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backends.guest import initrd
 from backends.jailhouse import codec
-from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.config.loading import from_table
 from runphi_async.testing import fake_jailhouse
 from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux
@@ -108,7 +108,7 @@ class CellBoard:
                 driver.Driver(self.place).enable(self.system.read_bytes())
 
     def _board_file(self) -> str:
-        text = Path(boards.path_of("qemu-arm64")).read_text()
+        text = Path(loading.path_of("qemu-arm64")).read_text()
         text = text.replace('all = "0-3"', f'all = "0-{CPUS - 1}"').replace(
             'console = "virtual"', 'console = "port1"', 1
         )

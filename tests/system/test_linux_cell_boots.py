@@ -25,7 +25,7 @@ from backends.jailhouse.images import images
 from backends.jailhouse.marks import Filter, Said
 from backends.jailhouse.plan import Form
 from backends.jailhouse.planner import JailhousePlanner
-from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.config.schema import Config, Jailhouse
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
@@ -87,7 +87,7 @@ int main(int argc, char **argv)
 
 def board_file(folder: Path, *, alone: bool) -> str:
     """Write a board file; ``alone``: the cell has its only serial port for itself."""
-    text = Path(boards.path_of("qemu-arm64")).read_text()
+    text = Path(loading.path_of("qemu-arm64")).read_text()
     if not alone:
         (folder / "board.toml").write_text(text)
         return str(folder / "board.toml")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from runphi_async import wire
 from runphi_async.board import board as boards
-from runphi_async.board import ranges
+from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Config
 from runphi_async.errors import ConfigError
@@ -40,19 +40,19 @@ SLOT = {"name": "n", "protocol": "veth", "bdf": "00:01.0", "base": 0x7800_0000, 
 
 
 def found(**changed: Any) -> list[str]:
-    board = boards.from_table({**SMALL, **changed}, "b.toml")
-    return [finding.text("b.toml") for finding in boards.findings(board)]
+    board = loading.from_table({**SMALL, **changed}, "b.toml")
+    return [finding.text("b.toml") for finding in boardcheck.findings(board)]
 
 
-@pytest.mark.parametrize("name", [*boards.shipped(), boards.TEMPLATE])
+@pytest.mark.parametrize("name", [*loading.shipped(), loading.TEMPLATE])
 def test_shipped_boards_are_without_fault(name: str) -> None:
-    board = boards.load(name)
-    assert boards.findings(board) == []
-    assert board.name == name or name == boards.TEMPLATE
+    board = loading.load(name)
+    assert boardcheck.findings(board) == []
+    assert board.name == name or name == loading.TEMPLATE
 
 
 def test_three_boards_are_shipped_and_packed() -> None:
-    assert boards.shipped() == ["kria-kv260", "qemu-arm64", "zcu104"]
+    assert loading.shipped() == ["kria-kv260", "qemu-arm64", "zcu104"]
     packed = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert packed["runphi_async.board"] == ["boards/*.toml"]
 
@@ -64,14 +64,14 @@ def keys_of(value: Any) -> set[str]:
 
 
 def test_the_template_shows_every_key() -> None:
-    shown = keys_of(tomllib.loads(Path(boards.BOARDS_DIR, "template.toml").read_text()))
+    shown = keys_of(tomllib.loads(Path(loading.BOARDS_DIR, "template.toml").read_text()))
     kinds = (boards.Board, boards.Cpus, boards.Memory, boards.Uart, boards.Irqchip, boards.Comm, boards.Vpci)
     more = (boards.Ivshmem, boards.Rpu, boards.Device, boards.Cache, boards.DeviceTree, boards.Template)
     assert {key for kind in (*kinds, *more) for key in kind.__struct_fields__} <= shown
 
 
 def test_the_qemu_board_is_the_recorded_one() -> None:
-    board = boards.load("qemu-arm64")
+    board = loading.load("qemu-arm64")
     assert board.cpus.lent() == (1, 2, 3)
     assert [part.range for part in board.memory] == [Range(0x7000_0000, 0x7FA1_0000)]
     shm, net = board.ivshmem
@@ -94,22 +94,22 @@ def test_the_qemu_board_is_the_recorded_one() -> None:
 )
 def test_a_wrong_file_is_refused_where_it_is_wrong(changed: dict[str, Any], place: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        boards.from_table({**SMALL, **changed}, "b.toml")
+        loading.from_table({**SMALL, **changed}, "b.toml")
     assert str(caught.value).startswith(place)
 
 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"b\.toml: not TOML: "):
-        boards.parse(b"name = [", "b.toml")
+        loading.parse(b"name = [", "b.toml")
     with pytest.raises(ConfigError, match="not TOML"):
-        boards.parse(b"\xff", "b.toml")
+        loading.parse(b"\xff", "b.toml")
     for odd in (b"x = " + b"9" * 5000, b"x = " + b"[" * 5000):
         with pytest.raises(ConfigError, match="not TOML"):
-            boards.parse(odd, "b.toml")
+            loading.parse(odd, "b.toml")
     with pytest.raises(ConfigError, match=r"cannot read board zcu105: not found; give a path, or one of: .*zcu104"):
-        boards.load("zcu105")
+        loading.load("zcu105")
     with pytest.raises(ConfigError, match="not a regular file"):
-        boards.load(f"{tmp_path}/")
+        loading.load(f"{tmp_path}/")
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def supervisor(tmp_path: Path) -> Supervisor:
 
 async def test_the_verb_lists_the_boards(supervisor: Supervisor) -> None:
     call = await answer(supervisor, "board", "list")
-    assert [line.split()[0] for line in call.said(wire.OUT).splitlines()] == boards.shipped()
+    assert [line.split()[0] for line in call.said(wire.OUT).splitlines()] == loading.shipped()
 
 
 async def test_the_verb_checks_a_file_of_the_caller(supervisor: Supervisor, tmp_path: Path) -> None:
-    text = Path(boards.BOARDS_DIR, "qemu-arm64.toml").read_text()
+    text = Path(loading.BOARDS_DIR, "qemu-arm64.toml").read_text()
     (tmp_path / "bad.toml").write_text(text.replace("0x7fb00000", "0x7f000000").replace('root = "0"', 'root = "4"'))
     call = await answer(supervisor, "board", "check", "bad.toml", cwd=str(tmp_path))
     assert call.status == 1
@@ -232,7 +232,7 @@ async def test_the_verb_checks_a_file_of_the_caller(supervisor: Supervisor, tmp_
 
 # Section: any file
 
-TEMPLATE = tomllib.loads(Path(boards.BOARDS_DIR, "template.toml").read_text())
+TEMPLATE = tomllib.loads(Path(loading.BOARDS_DIR, "template.toml").read_text())
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -259,5 +259,5 @@ def test_any_change_of_the_template_is_understood_or_refused(changes: list[tuple
         if isinstance(place, dict) or (isinstance(place, list) and isinstance(last, int) and last < len(place)):
             place[last] = value
     with suppress(ConfigError):
-        for finding in boards.findings(boards.from_table(table, "b")):
+        for finding in boardcheck.findings(loading.from_table(table, "b")):
             assert finding.text("b").startswith("b: ")

@@ -20,7 +20,7 @@ from backends.jailhouse import examples, generator, tree
 from backends.jailhouse.desk import Facts
 from backends.jailhouse.plan import Flag, Form, JailhousePlan, Source, Virtual
 from runphi_async.board import board as boards
-from runphi_async.board import ranges
+from runphi_async.board import loading, ranges
 from runphi_async.board.claims import Claim, Held, Kind, Owner, units
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Size
@@ -34,9 +34,9 @@ from runphi_async.units import KIB, MIB
 if TYPE_CHECKING:
     from runphi_async.board.board import Board
 
-QEMU = boards.load("qemu-arm64")
-KRIA = boards.load("kria-kv260")
-ZCU = boards.load("zcu104")
+QEMU = loading.load("qemu-arm64")
+KRIA = loading.load("kria-kv260")
+ZCU = loading.load("zcu104")
 FLAT = ImageFacts(ImageFormat.FLAT, 40 * KIB)
 KERNEL = ImageFacts(ImageFormat.ARM64_IMAGE, 9 * MIB, "aarch64")
 R5 = ImageFacts(ImageFormat.ELF, 9000, "arm", 32, 0, (Segment(0, 0x800), Segment(0x3ED0_0000, 0x3ED1_0000)))
@@ -586,7 +586,7 @@ def test_claims_are_enough_for_the_ledger() -> None:
 def test_the_page_shows_what_the_planner_makes() -> None:
     page = Path("docs/reference/boards.md").read_text()
     assert page.endswith(examples.page()), "run python -m backends.jailhouse.examples and put it at the page's end"
-    assert {example.board for example in examples.EXAMPLES} == set(boards.shipped())
+    assert {example.board for example in examples.EXAMPLES} == set(loading.shipped())
 
 
 def test_the_map_in_the_docs_is_current() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from backends.guest import fdt
 from backends.guest.fdt import Node, Tree, cells, texts, wide
 from backends.jailhouse import examples, tree
-from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.errors import PlanError, TreeError
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def dts(data: bytes, folder: Path) -> str:
 
 @pytest.mark.skipif(shutil.which("dtc") is None, reason="needs device-tree-compiler")
 @pytest.mark.parametrize("example", [LINUX, NET])
-@pytest.mark.parametrize("board", boards.shipped())
+@pytest.mark.parametrize("board", loading.shipped())
 def test_a_made_tree_is_one_without_fault(example: examples.Example, board: str, tmp_path: Path) -> None:
-    about = boards.load(board)
+    about = loading.load(board)
     port = next((uart.name for uart in about.uart if not uart.shared), "virtual")
     named = {"org.runphi.console-port": port}
     net = next((slot.name for slot in about.ivshmem if slot.protocol == "veth"), None)
@@ -59,14 +59,14 @@ def test_a_made_tree_is_one_without_fault(example: examples.Example, board: str,
 
 
 def test_a_board_that_says_nothing_has_no_tree() -> None:
-    bare = msgspec.structs.replace(boards.load("zcu104"), devicetree=None)
+    bare = msgspec.structs.replace(loading.load("zcu104"), devicetree=None)
     with pytest.raises(PlanError, match="board 'zcu104' does not describe one"):
         tree.made(bare, (1,), None, (), 0)
-    port = msgspec.structs.replace(boards.load("zcu104").uart[1], type="scif")
+    port = msgspec.structs.replace(loading.load("zcu104").uart[1], type="scif")
     with pytest.raises(PlanError, match="no recipe for serial ports of type scif"):
-        tree.made(boards.load("zcu104"), (1,), port, (), 0)
+        tree.made(loading.load("zcu104"), (1,), port, (), 0)
     old = msgspec.structs.replace(port, type="8250", regdist=1)
-    node = fdt.parse(tree.made(boards.load("zcu104"), (1,), old, (), 0)).root.child("serial")
+    node = fdt.parse(tree.made(loading.load("zcu104"), (1,), old, (), 0)).root.child("serial")
     assert node is not None
     assert (node.number("reg-shift"), node.number("reg-io-width"), "clocks" in node.props) == (0, 1, False)
 

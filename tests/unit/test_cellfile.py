@@ -12,6 +12,7 @@ from backends.jailhouse import cellfile, check, codec, examples, generator, layo
 from backends.jailhouse.desk import Facts
 from backends.jailhouse.plan import CellPlan, Flag, Uart, Virtual
 from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.board.claims import Held, Owner
 from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError, PlanError
@@ -23,7 +24,7 @@ from tests.unit.jailhousekit import recorded_bytes
 
 def cell_plan(board: str = "qemu-arm64", **asked: Any) -> CellPlan:
     fields: dict[str, Any] = {"id": "inmate-demo", "kind": GuestKind.INMATE, "rootfs": "/r", "inmate": "/i", **asked}
-    facts = Facts(board=boards.load(board), image=ImageFacts(ImageFormat.FLAT, 4096))
+    facts = Facts(board=loading.load(board), image=ImageFacts(ImageFormat.FLAT, 4096))
     return generator.plan(GuestSpec(**fields), facts).cell
 
 
@@ -51,7 +52,7 @@ def test_the_file_is_the_plan(example: examples.Example) -> None:
 
 @pytest.mark.parametrize("example", examples.EXAMPLES, ids=lambda example: str(example.spec["id"]))
 def test_the_file_is_the_memory_that_the_board_allows(example: examples.Example) -> None:
-    board = boards.load(example.board)
+    board = loading.load(example.board)
     allowed = [part.range for part in board.memory]
     allowed += [part.range for rpu in board.rpu for part in rpu.memory]
     found = codec.decode(cellfile.write(examples.plan(example).cell))
@@ -92,7 +93,7 @@ def shared_uart(board: boards.Board, address: int) -> bool:
 
 def test_every_shipped_board_has_the_demo_inmate() -> None:
     flat = {example.board for example in examples.EXAMPLES if example.image.format is ImageFormat.FLAT}
-    assert flat == set(boards.shipped())
+    assert flat == set(loading.shipped())
 
 
 def test_header_of_the_recorded_demo_cell() -> None:
@@ -155,7 +156,7 @@ def test_no_planned_cell_would_endanger_a_board(example: examples.Example) -> No
 
 
 def test_planned_cells_go_with_the_recorded_root_cell_and_with_each_other() -> None:
-    board, root = boards.load("qemu-arm64"), fake.root_config()
+    board, root = loading.load("qemu-arm64"), fake.root_config()
     held: list[Held] = []
     cells: list[check.Named] = []
     for name, asked in (("a", {"net": "yes"}), ("b", {"load_address": 0x7000_0000}), ("c", {"memory_limit": 1 << 26})):

@@ -14,7 +14,7 @@ from backends.jailhouse import codec, machinefacts, ready
 from backends.jailhouse.model import Arch, ArmPlatform, Iommu, Memory, System, SystemFlag
 from backends.jailhouse.ready import Machine, Step
 from backends.jailhouse.sysfs import CellSeen, View
-from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Jailhouse
 from runphi_async.testing.fake_jailhouse import board as fake
@@ -44,7 +44,7 @@ HEALTHY = Machine(
     online=(0, 1, 2, 3),
     gic=3,
     iommus=(),
-    board=boards.load("qemu-arm64"),
+    board=loading.load("qemu-arm64"),
 )
 
 
@@ -213,7 +213,7 @@ def test_an_obstacle(name: str) -> None:
 
 
 def test_pages_that_cells_share_are_kept_free_too() -> None:
-    board = boards.load("kria-kv260")
+    board = loading.load("kria-kv260")
     ram = ((Range(0, 0x3ED0_0000), "System RAM"), (Range(0x46D0_0000, 0x7E00_0000), "System RAM"))
     found = ready.judge(HEALTHY._replace(board=board, iomem=ram))
     (text,) = [finding.text for finding in found if "not reserved" in finding.text]

@@ -17,8 +17,7 @@ import pytest
 from backends.jailhouse import planner
 from backends.jailhouse.sysfs import CellSeen, View
 from runphi_async import wire
-from runphi_async.board import board as boards
-from runphi_async.board import claims, drawing
+from runphi_async.board import claims, drawing, loading
 from runphi_async.board.claims import Claim, Held, Kind, Owner, Seen
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.board.ranges import Range
@@ -237,7 +236,7 @@ HELD = [
     Held(Owner("<plc>"), Claim(Kind.MEMORY, 0x7800_0000, 0x7801_0000, what="RAM")),
     Held(Owner("<plc>"), Claim(Kind.IVSHMEM, 1, 2, "net0")),
 ]
-QEMU = boards.load("qemu-arm64")
+QEMU = loading.load("qemu-arm64")
 
 
 def test_the_text_names_every_owner() -> None:
@@ -261,9 +260,9 @@ def test_pieces_cover_a_range_without_a_gap() -> None:
     assert drawing.pieces(Range(0, 4), HELD) == [drawing.Piece(Range(0, 4), "free", "")]
 
 
-@pytest.mark.parametrize("name", boards.shipped())
+@pytest.mark.parametrize("name", loading.shipped())
 def test_the_picture_is_whole_and_inside_its_frame(name: str) -> None:
-    board = boards.load(name)
+    board = loading.load(name)
     start = board.memory[0].start
     many = [Held(Owner(f"guest-{i}"), Claim(Kind.MEMORY, start + i * MIB, start + (i + 1) * MIB)) for i in range(40)]
     root = ElementTree.fromstring(drawing.svg(board, [*HELD, *many]))

@@ -15,7 +15,7 @@ from backends.guest import elf, nics
 from backends.jailhouse.planner import _check_tree
 from backends.xen.notes import is_pv_kernel
 from runphi_async import regular
-from runphi_async.board import board as boards
+from runphi_async.board import loading
 from runphi_async.commands.board import _check
 from runphi_async.commands.cell import _contents
 from runphi_async.container.creation import read_bundle
@@ -70,7 +70,7 @@ def namespace(path: str) -> object:
 READERS: dict[str, Callable[[str], Any]] = {
     "config.json": lambda path: (oci.load(os.path.dirname(path)), read_bundle(os.path.dirname(path), ())),
     "board check": lambda path: _check(path, path, None),
-    "boards": boards.load,
+    "boards": loading.load,
     "cell verbs": _contents,
     "images": elf.inspect,
     "Xen's notes": is_pv_kernel,

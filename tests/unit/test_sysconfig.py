@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from backends.jailhouse import codec, layout, model, sysconfig
 from backends.jailhouse.model import Arch, Mem
 from runphi_async import wire
-from runphi_async.board import board as boards
-from runphi_async.board import ranges
+from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Config
 from runphi_async.errors import CellError
@@ -43,7 +42,7 @@ ROOT = fake.root_config()
 
 
 def derived(system: model.System, iomem: str | None = IOMEM) -> Board:
-    return boards.parse(sysconfig.board_file(system, iomem).encode(), "derived")
+    return loading.parse(sysconfig.board_file(system, iomem).encode(), "derived")
 
 
 def omnivisor() -> model.System:
@@ -78,8 +77,8 @@ def omnivisor() -> model.System:
 
 
 def test_the_recorded_board_comes_out_as_it_is_shipped() -> None:
-    found, shipped = derived(ROOT), boards.load("qemu-arm64")
-    assert boards.findings(found) == []
+    found, shipped = derived(ROOT), loading.load("qemu-arm64")
+    assert boardcheck.findings(found) == []
     for field in ("name", "arch", "dialect", "root_cell", "cpus", "ram", "irqchip", "ivshmem"):
         assert getattr(found, field) == getattr(shipped, field), field
     assert [part.range for part in found.memory] == [part.range for part in shipped.memory]
@@ -92,7 +91,7 @@ def test_the_recorded_board_comes_out_as_it_is_shipped() -> None:
 
 def test_a_board_with_remote_processors_and_colours() -> None:
     found = derived(omnivisor(), "00000000-3fffffff : System RAM\n80000000-ffffffff : other\n")
-    assert boards.findings(found) == []
+    assert boardcheck.findings(found) == []
     assert (found.dialect, found.root_cell, found.name) == ("omnivisor", "Zynq ?MP?", "zynq-mp")
     assert [(rpu.id, rpu.name) for rpu in found.rpu] == [(0, "r5f_0"), (1, "rpu1")]
     # neighbours are one, special memory is none, and the hypervisor's is nobody's
@@ -111,7 +110,7 @@ def test_a_board_with_remote_processors_and_colours() -> None:
 def test_without_iomem_the_memory_is_asked_for() -> None:
     text = sysconfig.board_file(ROOT)
     assert "# TODO: [[memory]] with name, start and size" in text
-    assert [f.key for f in boards.findings(boards.parse(text.encode(), "b")) if f.fatal] == ["memory"]
+    assert [f.key for f in boardcheck.findings(loading.parse(text.encode(), "b")) if f.fatal] == ["memory"]
     full = sysconfig.board_file(ROOT, "40000000-7fffffff : System RAM\n")
     assert "# The root system uses all it has" in full
 
