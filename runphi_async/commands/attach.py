@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from consoles.streams.input import Input
     from runphi_async.commands.cli import Globals, Parser
     from runphi_async.container.guest import Guest
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
     from runphi_async.terminals.channels import Stream
     from runphi_async.terminals.console import Console
     from runphi_async.wire.call import Call

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from backends.jailhouse.model import Cell
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
 #: Largest file that is read: more than any configuration that the hypervisor takes, system configurations included.

@@ -22,7 +22,7 @@ from runphi_async import wire
 from runphi_async.errors import NotFoundError, RunphiError, UsageError
 
 if TYPE_CHECKING:
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
 #: Every verb and what it does, in the order of the help.

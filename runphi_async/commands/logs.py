@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.registry import Supervisor
     from runphi_async.partition.logplan import LogPlan
-    from runphi_async.supervisor.daemon import Supervisor
     from runphi_async.wire.call import Call
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from consoles.streams.timed import Record
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
 #: Records read in one step off the loop.

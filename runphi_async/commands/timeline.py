@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from runphi_async.commands.cli import Globals, Parser
     from runphi_async.container.guest import Guest
+    from runphi_async.container.registry import Supervisor
     from runphi_async.operations.timeline import Item
-    from runphi_async.supervisor.daemon import Supervisor
     from runphi_async.wire.call import Call
 
 #: Items that are read and sent in one step.

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
     from backends.base import Backend, Driver
     from runphi_async.config.schema import Config
+    from runphi_async.container.registry import Supervisor
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.partition.request import PartitionRequest
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
-    from runphi_async.supervisor.daemon import Supervisor
     from runphi_async.wire.call import Call
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from runphi_async.terminals.consolelogs import plans
 
 if TYPE_CHECKING:
     from backends.base import Backend, Driver
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
 
 log = logging.getLogger(__name__)
 

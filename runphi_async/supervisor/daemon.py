@@ -22,26 +22,18 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from backends.detect import Detection, look_ahead
+from backends.detect import look_ahead
 from runphi_async import wire
 from runphi_async.aio import allocator, threads
-from runphi_async.aio.waiting import is_cancelled
-from runphi_async.commands import cli
 from runphi_async.config.loading import load
 from runphi_async.container import recover
-from runphi_async.errors import CgroupError, ConfigError, NotFoundError, RunphiError
+from runphi_async.container.registry import Supervisor
+from runphi_async.errors import CgroupError, ConfigError, RunphiError
 from runphi_async.host import cgroup
 from runphi_async.host.files import write_atomically
-from runphi_async.record.eventlog import EventLog
-from runphi_async.record.store import Store
-from runphi_async.terminals.hypervisor import follow_hypervisor
-from runphi_async.wire.call import Call, ClientGone
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from runphi_async.config.schema import Config
-    from runphi_async.container.guest import Guest
 
 log = logging.getLogger(__name__)
 
@@ -54,123 +46,6 @@ _TAKE_OVER: Final = 10.0
 _AGAIN: Final = 0.02
 #: Leaf cgroup of the supervisor: it must not sit in the cgroup of the engine's shim that happened to start it.
 _CGROUP: Final = "runphid"
-
-
-class Supervisor:
-    """All containers of this machine, and who may talk to them."""
-
-    def __init__(self, config: Config, run_dir: str) -> None:
-        self.config = config
-        self.store = Store(run_dir)
-        self.events = EventLog()
-        self.hypervisor = follow_hypervisor(config)
-        self.detection = Detection(config, run_dir, {}, self.hypervisor)
-        self.guests: dict[str, Guest] = {}
-        self.tasks: TaskGroup | None = None
-        #: members of this group may use consoles; -1: there is none
-        self.group = -1
-
-    # Section: the guests
-
-    def adopt(self, guest: Guest) -> Guest:
-        """Keep a guest; from now on verbs find it."""
-        self.guests[guest.record.name] = guest
-        return guest
-
-    def drop(self, guest: Guest) -> None:
-        """Forget a guest, unless another one has its name by now; who follows its events learns it."""
-        if self.guests.get(guest.record.name) is guest:
-            del self.guests[guest.record.name]
-        self.events.forget(guest.directory)
-
-    async def enliven(self, guest: Guest) -> None:
-        """Start the guest's own task."""
-        assert self.tasks is not None
-        await self.tasks.start(guest.live, name=f"guest {guest.record.name}")
-
-    def find(self, container_id: str, root: str) -> Guest:
-        """Return the container ``container_id`` of ``root``.
-
-        :raises NotFoundError: with the words engines know.
-        """
-        guest = self.guests.get(self.store.find(container_id, root))
-        if guest is None:
-            raise NotFoundError("container does not exist")
-        if not guest.record.root:  # nothing of its record could be read: this is how it is called
-            guest.record.id, guest.record.root = container_id, root
-        return guest
-
-    def by_name(self, name: str, root: str | None) -> Guest:
-        """Return the container a person means by its id alone, in whatever root it is.
-
-        :raises NotFoundError: none has that id, or several (they are listed).
-        """
-        if root is not None:
-            return self.find(name, root)
-        found = [g for g in self.guests.values() if name in (g.record.id, g.record.name)]
-        exact = [g for g in found if g.record.name == name and "@" in name]
-        if len(found) == 1 or exact:
-            return (exact or found)[0]
-        if not found:
-            raise NotFoundError("container does not exist", "runphi list shows what there is")
-        where = ", ".join(f"{g.record.name} ({g.record.root})" for g in found)
-        raise NotFoundError(f"container id {name!r} is ambiguous: {where}", "give --root, or the name with @")
-
-    def reopen_logs(self) -> None:
-        """Another program has renamed log files: go on in new ones."""
-        for guest in self.guests.values():
-            guest.reopen_logs()
-        if self.hypervisor is not None:
-            self.hypervisor.reopen()
-
-    # Section: the calls
-
-    async def serve(self, listener: socket.socket) -> None:
-        """Accept clients until cancelled."""
-        assert self.tasks is not None
-        while True:
-            await anyio.wait_readable(listener)
-            try:
-                sock, _ = listener.accept()
-            except (BlockingIOError, ConnectionError):
-                continue
-            except OSError as exc:  # out of descriptors: the clients wait, the guests must not suffer
-                log.error("cannot accept a client: %s", exc.strerror)
-                await anyio.sleep(0.1)
-                continue
-            sock.setblocking(False)
-            self.tasks.start_soon(self._answer, Call(sock, self.group))
-
-    async def _answer(self, call: Call) -> None:
-        try:
-            await call.receive()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(call.listen)
-                await self._run(call)
-                tasks.cancel_scope.cancel()
-        except* ClientGone as group:
-            log.debug("%s", group.exceptions[0])
-        except* TimeoutError:
-            log.debug("a client connected and said nothing")
-        except* OSError as group:
-            log.warning("a client's call failed: %s", group.exceptions[0])
-        except* Exception:
-            log.exception("a client's call failed")
-        finally:
-            call.close()
-
-    async def _run(self, call: Call) -> None:
-        try:
-            await cli.run(call, self)
-        except ClientGone:
-            raise
-        except (Exception, asyncio.CancelledError) as exc:
-            # One call must not end the supervisor: a task group takes a stray cancellation for its own.
-            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
-                raise
-            log.exception("a call failed: %s", call.argv)
-            await call.error("runphi: internal error; the supervisor's log has the details\n")
-            await call.send(wire.EXIT, b"1")
 
 
 # Section: the process

@@ -10,7 +10,7 @@ from runphi_async import wire
 from runphi_async.commands import cli
 
 if TYPE_CHECKING:
-    from runphi_async.supervisor.daemon import Supervisor
+    from runphi_async.container.registry import Supervisor
 
 
 class FakeCall:

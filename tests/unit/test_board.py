@@ -20,8 +20,8 @@ from runphi_async.board import board as boards
 from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Config
+from runphi_async.container.registry import Supervisor
 from runphi_async.errors import ConfigError
-from runphi_async.supervisor.daemon import Supervisor
 from tests.unit.clikit import answer
 
 #: the least that is a board

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from runphi_async import wire
 from runphi_async.config.schema import Config
+from runphi_async.container.registry import Supervisor
 from runphi_async.errors import RunphiError
-from runphi_async.supervisor.daemon import Supervisor
 from runphi_async.wire import call as call_module
 from runphi_async.wire.call import FRAME_MAX, REQUEST_MAX, Call, ClientGone
 from tests.unit.consolekit import PATIENCE

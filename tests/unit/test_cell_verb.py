@@ -13,7 +13,7 @@ from backends.jailhouse import codec, describe, model
 from backends.jailhouse.model import Arch, Mem, Memory
 from runphi_async import wire
 from runphi_async.config.schema import Config
-from runphi_async.supervisor.daemon import Supervisor
+from runphi_async.container.registry import Supervisor
 from runphi_async.testing.fake_jailhouse import board
 from tests.unit.clikit import FakeCall, answer
 

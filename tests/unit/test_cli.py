@@ -15,8 +15,8 @@ import pytest
 from runphi_async import wire
 from runphi_async.commands import cli
 from runphi_async.config.schema import Config
+from runphi_async.container.registry import Supervisor
 from runphi_async.errors import NotFoundError, RunphiError, SpecError, UsageError
-from runphi_async.supervisor.daemon import Supervisor
 from tests.unit.clikit import answer
 
 HEX = "0123456789abcdef" * 4

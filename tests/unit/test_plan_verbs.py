@@ -23,11 +23,11 @@ from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.board.ranges import Range
 from runphi_async.commands import map as map_verb
 from runphi_async.config.schema import Config, Jailhouse, Qemu
+from runphi_async.container.registry import Supervisor
 from runphi_async.errors import PlanError
 from runphi_async.host.files import boot_id
 from runphi_async.oci.state import OCI_VERSION
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from runphi_async.supervisor.daemon import Supervisor
 from runphi_async.units import MIB
 from tests.unit.clikit import FakeCall, answer
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from backends import detect
 from runphi_async.config.schema import Config, Log
 from runphi_async.container import recover
+from runphi_async.container.registry import Supervisor
 from runphi_async.errors import StateError
 from runphi_async.host.files import boot_id
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import MADE, STATE, VERSION, Record, Store
-from runphi_async.supervisor.daemon import Supervisor
 from tests.unit.clikit import answer
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from runphi_async import wire
 from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Config
+from runphi_async.container.registry import Supervisor
 from runphi_async.errors import CellError
-from runphi_async.supervisor.daemon import Supervisor
 from runphi_async.testing.fake_jailhouse import board as fake
 from tests.unit import jailhousekit
 from tests.unit.clikit import answer
