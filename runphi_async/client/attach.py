@@ -15,17 +15,11 @@ import termios
 
 from runphi_async import client, wire
 from runphi_async.client import keys as client_keys
+from runphi_async.wire.flags import ESCAPE, FORWARD, PEOPLE, SAFE, STDIN, TERMINAL
 
 #: Signals that `run` passes to the container and `attach` takes as "leave".
 LEAVE = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 NOTED = (*LEAVE, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
-TERMINAL = 1
-STDIN = 2
-FORWARD = 4
-#: the byte behind the flags is the escape key
-ESCAPE = 8
-#: an `attach`: it is told of others, and marks what runPHI says
-PEOPLE = 16
 #: Ends whatever sequence or string a guest has begun, and undoes hidden letters and other character sets, so that no
 #: guest can swallow a mark. Source: ECMA-48 (CAN, ST, SGR), ISO 2022 (SI, designation of ASCII).
 CLEAN = b"\x18\x1b\\\x1b[m\x1b(B\x0f"
@@ -35,7 +29,6 @@ LEFT = CLEAN + b"\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004
 WATCHES = b"observer"
 #: A file is sent in pieces of this: a socket that can be written takes one without blocking.
 PIECE = 4096
-SAFE = 64
 LOST = "lost the supervisor and cannot reach it again"
 
 

@@ -14,9 +14,9 @@ import anyio
 from consoles.streams import logreader
 from runphi_async import digits, wire
 from runphi_async.aio.waiting import either
-from runphi_async.client.attach import SAFE
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.terminals.consolelogs import raw_directory
+from runphi_async.wire.flags import SAFE
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -12,9 +12,9 @@ import anyio
 from consoles.streams import timed
 from consoles.streams.logs.files import history
 from runphi_async import digits, regular, wire
-from runphi_async.client.attach import SAFE
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.terminals.consolelogs import plans
+from runphi_async.wire.flags import SAFE
 
 if TYPE_CHECKING:
     from argparse import Namespace

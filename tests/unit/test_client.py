@@ -221,6 +221,7 @@ def test_a_console_loads_its_module_only(supervisor: FakeSupervisor, run_dir: Pa
     assert loaded(run_dir, "attach", "c1") <= CLIENT | {
         "runphi_async.client.attach",
         "runphi_async.client.keys",
+        "runphi_async.wire.flags",
         "termios",
     }
 
