@@ -8,17 +8,25 @@ the ordinary runtime for containers that are not partitions.
 """
 
 # No `from __future__ import annotations`: it is one more file to load.
-import _signal  # type: ignore[import-not-found]  # `signal` costs an import of enum
 import _socket
 import posix
 import sys
 
 from runphi_async import wire
+from runphi_async.client.connection import (
+    TRIES,
+    Link,
+    Lost,
+    connect,
+    fail,
+    request,
+    restore_signals,
+    spawn_stub,
+    write_all,
+)
 
 DEFAULT_RUN_DIR = b"/run/runPHI"
 DEFAULT_ROOT = b"/run/runc"
-#: Seconds without any word from the supervisor after which a verb gives up. Hooks may take long; hours they don't.
-PATIENCE = 600.0
 #: Verbs on an existing container: they belong to the runtime that owns it. All else is the supervisor's to answer.
 SHARED_VERBS = (
     b"start", b"state", b"kill", b"delete", b"pause", b"resume", b"ps", b"update", b"exec", b"checkpoint", b"restore",
@@ -32,19 +40,7 @@ REPEATABLE = (
 #: The verb that goes on without a supervisor, as it says what is wrong with it; and seconds after which one is hung.
 DOCTOR = b"doctor"
 DOCTOR_PATIENCE = 120.0
-#: How often somebody is asked: a supervisor that dies may still have taken the call that was meant for the next one.
-TRIES = 3
 GLOBAL_VALUES = (b"--root", b"--log", b"--log-format", b"--rootless", b"--criu", b"--config")
-
-
-class Lost(Exception):
-    """The supervisor went away before it answered."""
-
-
-def fail(text: str) -> int:
-    """Print an error as the runtime it stands for would."""
-    posix.write(2, b"runphi: " + text.encode("utf-8", "replace") + b"\n")
-    return 1
 
 
 def verb_and_root(argv: list[bytes]) -> tuple[bytes, bytes, list[bytes]]:
@@ -77,12 +73,6 @@ def is_ours(run_dir: bytes, root: bytes, words: list[bytes]) -> bool:
     return False
 
 
-def restore_signals() -> None:
-    """Undo what the interpreter ignores: a container that inherits an ignored SIGPIPE never ends in a pipeline."""
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)
-
-
 def usable(path: bytes, home: str) -> bool:
     """Whether an ordinary runtime is there and not ourselves: runPHI may have taken runc's name since it was found."""
     try:
@@ -100,134 +90,6 @@ def become_runc(path: bytes, argv: list[bytes]) -> int:
     except OSError as exc:
         shown = path.decode("utf-8", "replace")
         return fail(f"cannot run {shown}: {exc.strerror}; install runc or set `runc` in the configuration")
-
-
-class Link:
-    """The connection to the supervisor: frames in, frames out."""
-
-    def __init__(self, sock: _socket.socket) -> None:
-        self.sock = sock
-        self.data = b""
-        self.fds: list[int] = []
-
-    def send(self, kind: bytes, payload: bytes = b"") -> None:
-        data = wire.frame(kind, payload)
-        while data:
-            try:
-                data = data[self.sock.send(data) :]
-            except OSError as exc:
-                raise Lost from exc
-
-    def fill(self) -> None:
-        try:
-            data, ancillary, _, _ = self.sock.recvmsg(65536, 1024, _socket.MSG_CMSG_CLOEXEC)
-        except TimeoutError as exc:
-            raise Lost from exc
-        except OSError as exc:
-            raise Lost from exc
-        for level, kind, payload in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                for i in range(0, len(payload) - 3, 4):
-                    self.fds.append(int.from_bytes(payload[i : i + 4], sys.byteorder))
-        if not data:
-            raise Lost
-        self.data += data
-
-    def frame(self) -> tuple[bytes, bytes]:
-        while True:
-            taken = self.take()
-            if taken is not None:
-                return taken
-            self.fill()
-
-    def take(self) -> "tuple[bytes, bytes] | None":
-        if len(self.data) < 5:
-            return None
-        end = 5 + int.from_bytes(self.data[1:5], "big")
-        if len(self.data) < end:
-            return None
-        kind, payload = self.data[:1], self.data[5:end]
-        self.data = self.data[end:]
-        return kind, payload
-
-
-def connect(run_dir: bytes) -> "_socket.socket | None":
-    """Connect to the supervisor if one answers."""
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    directory = -1
-    path = run_dir + b"/" + wire.SOCKET.encode()
-    try:
-        if len(path) > 100:  # sun_path holds 108 bytes: go through the directory's descriptor
-            directory = posix.open(run_dir, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-            path = b"/proc/self/fd/%d/%s" % (directory, wire.SOCKET.encode())
-        sock.connect(path)
-    except OSError:
-        sock.close()
-        return None
-    finally:
-        if directory >= 0:
-            posix.close(directory)
-    sock.settimeout(PATIENCE)
-    return sock
-
-
-def request(sock: _socket.socket, argv: list[bytes]) -> None:
-    """Send the call with descriptors 0, 1 and 2."""
-    fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
-    env = [key + b"=" + posix.environ[key] for key in wire.ENVIRONMENT if key in posix.environ]
-    try:
-        cwd = posix.getcwdb()
-    except OSError:
-        cwd = b"/"
-    data = wire.request(cwd, env, argv)
-    try:
-        sent = sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
-        while sent < len(data):
-            sent += sock.send(data[sent:])
-    except OSError as exc:
-        raise Lost from exc
-
-
-def spawn_stub(link: Link, payload: bytes) -> int:
-    """Fork the init stub: the child waits for the supervisor's word, then execs with exactly its descriptors."""
-    cwd, *argv = wire.unpack(payload)
-    fds, link.fds = link.fds, []
-    gate, release = posix.pipe()
-    pid = posix.fork()
-    if pid == 0:
-        try:
-            posix.close(release)
-            posix.setsid()
-            posix.chdir(cwd)
-            go = posix.read(gate, 1)
-            if go == b"g":
-                # Move all out of the way of the low numbers first, then into place.
-                high = [_dup_above(fd, 32) for fd in fds]
-                for number, fd in enumerate(high):
-                    posix.dup2(fd, number, True)
-                posix.closerange(len(high), 1 << 30)
-                restore_signals()
-                posix.execve(argv[0], argv, {b"PATH": b"/usr/sbin:/usr/bin:/sbin:/bin"})
-        finally:
-            posix._exit(127)
-    posix.close(gate)
-    for fd in fds:
-        posix.close(fd)
-    try:
-        link.send(wire.PID, b"%d" % pid)
-        kind, payload = link.frame()
-        if kind != wire.GO:
-            raise Lost
-        posix.write(release, b"g")
-    finally:
-        posix.close(release)
-    return pid
-
-
-def _dup_above(fd: int, lowest: int) -> int:
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD, lowest)
 
 
 def converse(link: Link, argv: list[bytes], run_dir: bytes) -> int:
@@ -251,15 +113,6 @@ def converse(link: Link, argv: list[bytes], run_dir: bytes) -> int:
             return attach.attach(link, payload, argv, run_dir)
         else:
             raise Lost
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write text of the answer; a reader that left ends it quietly, as with any tool."""
-    while data:
-        try:
-            data = data[posix.write(fd, data) :]
-        except OSError:
-            return
 
 
 def reach(run_dir: bytes, home: str) -> "_socket.socket | str":

@@ -14,6 +14,7 @@ import select
 import termios
 
 from runphi_async import client, wire
+from runphi_async.client import connection
 from runphi_async.client import keys as client_keys
 from runphi_async.wire.flags import ESCAPE, FORWARD, PEOPLE, SAFE, STDIN, TERMINAL
 
@@ -76,7 +77,7 @@ def window() -> bytes:
 class Console:
     """One attached console until its guest ends, the person leaves or nothing can be reached any more."""
 
-    def __init__(self, link: client.Link, payload: bytes, argv: list[bytes], run_dir: bytes) -> None:
+    def __init__(self, link: connection.Link, payload: bytes, argv: list[bytes], run_dir: bytes) -> None:
         self.link = link
         self.flags = payload[0]
         self.terminal = Terminal(bool(self.flags & TERMINAL))
@@ -119,7 +120,7 @@ class Console:
         while True:
             try:
                 return self.talk()
-            except client.Lost:
+            except connection.Lost:
                 status = self.reconnect()
                 if status is not None:
                     return status
@@ -127,7 +128,7 @@ class Console:
     def leave(self) -> None:
         """Give the terminal back, also what the guest switched on it."""
         if self.marked and self.clever and self.terminal.saved is not None:
-            client.write_all(1, LEFT)
+            connection.write_all(1, LEFT)
         self.terminal.restore()
 
     def talk(self) -> int:
@@ -173,19 +174,19 @@ class Console:
             for line in payload.split(b"\n"):
                 self.mark(line)
         elif kind == wire.ERR:
-            client.write_all(2, payload)
+            connection.write_all(2, payload)
         elif kind == wire.EXIT:
             if self.safe:
-                client.write_all(1, self.safe.end())
+                connection.write_all(1, self.safe.end())
             return int(payload)
         elif kind == wire.SPAWN:
-            client.spawn_stub(self.link, payload)
+            connection.spawn_stub(self.link, payload)
         return None
 
     def show(self, data: bytes) -> None:
         if data:
             self.line_start = data.endswith(b"\n")
-            client.write_all(1, data)
+            connection.write_all(1, data)
 
     def mark(self, text: bytes) -> None:
         """Say something of ours on a line of its own."""
@@ -193,10 +194,10 @@ class Console:
             self.start_line()
             self.show(b"[runphi %s: %s]\r\n" % (self.tag, text))
         else:
-            client.write_all(2, b"[runphi: %s]%s\n" % (text, b"" if self.terminal.saved is None else b"\r"))
+            connection.write_all(2, b"[runphi: %s]%s\n" % (text, b"" if self.terminal.saved is None else b"\r"))
 
     def start_line(self) -> None:
-        client.write_all(1, (CLEAN if self.clever else b"") + (b"" if self.line_start else b"\r\n"))
+        connection.write_all(1, (CLEAN if self.clever else b"") + (b"" if self.line_start else b"\r\n"))
 
     def skipped(self, count: int) -> None:
         """The gap is shown where it is; away from a terminal it is said on stderr as well, where no guest can."""
@@ -259,7 +260,7 @@ class Console:
                 if self.marked:
                     self.mark(b"detached")
                 else:
-                    client.write_all(2, b"\r\n[runphi: detached]\r\n")
+                    connection.write_all(2, b"\r\n[runphi: detached]\r\n")
                 return 0
             if command == b"s":
                 self.ask_file()
@@ -321,10 +322,10 @@ class Console:
         self.link.sock.close()
         if self.flags & FORWARD:
             return LOST
-        for _ in range(client.TRIES):
+        for _ in range(connection.TRIES):
             try:
                 return self.come_back()
-            except client.Lost:
+            except connection.Lost:
                 continue  # it died again
         return LOST
 
@@ -337,8 +338,8 @@ class Console:
         more = [b"--from", b"%d" % self.offset]
         if self.role:
             more += [b"--back", self.role]
-        client.request(sock, [*self.argv[:at], *more, *self.argv[at:]])
-        link = client.Link(sock)
+        connection.request(sock, [*self.argv[:at], *more, *self.argv[at:]])
+        link = connection.Link(sock)
         kind, payload = link.frame()
         if kind == wire.EXIT:  # the guest has ended meanwhile
             return int(payload)
@@ -351,7 +352,7 @@ class Console:
         return None
 
 
-def attach(link: client.Link, payload: bytes, argv: list[bytes], run_dir: bytes) -> int:
+def attach(link: connection.Link, payload: bytes, argv: list[bytes], run_dir: bytes) -> int:
     """Show a console; return the exit status."""
     link.sock.setblocking(True)
     console = Console(link, payload, argv, run_dir)
@@ -359,4 +360,4 @@ def attach(link: client.Link, payload: bytes, argv: list[bytes], run_dir: bytes)
         status = console.run()
     finally:
         console.leave()
-    return client.fail(status) if isinstance(status, str) else status
+    return connection.fail(status) if isinstance(status, str) else status

@@ -8,7 +8,8 @@ of ours but the pipe on which it says that it is ready, or why it cannot be.
 import fcntl
 import posix
 
-from runphi_async import client, wire
+from runphi_async import wire
+from runphi_async.client import connection
 
 #: Starts the supervisor again when it was killed: an engine that waits for a container's end calls no verb, so nobody
 #: else would. A supervisor that ends by itself (0), says what is wrong (2), or met SIGTERM as it started (143), stays
@@ -61,7 +62,7 @@ def start(run_dir: bytes, home: str) -> "str | None":
         return f"cannot use its directory {shown}: {exc.strerror}; run as root or set RUNPHI_RUN_DIR"
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sock = client.connect(run_dir)
+        sock = connection.connect(run_dir)
         if sock is not None:  # another client was faster
             sock.close()
             return None
@@ -85,7 +86,7 @@ def launch(python: str, run_dir: bytes, home: str) -> "str | None":
                 for name in (b"TTRPC_ADDRESS", b"LD_LIBRARY_PATH", b"NOTIFY_SOCKET", b"LISTEN_FDS", b"LISTEN_PID"):
                     env.pop(name, None)
                 daemon = [python, "-I", home + "/bin/runphid", "--ready-fd", "2", "--guarded"]
-                client.restore_signals()
+                connection.restore_signals()
                 posix.execve("/bin/sh", ["/bin/sh", "-c", GUARDIAN, "runphid-guardian", *daemon], env)
         finally:
             posix._exit(127)
@@ -111,16 +112,16 @@ def doctor_alone(home: str, run_dir: bytes, why: str, argv: list[bytes]) -> int:
     """
     python = interpreter(home)
     if python is None:
-        return client.fail(f"cannot start the supervisor: {why}")
+        return connection.fail(f"cannot start the supervisor: {why}")
     env = dict(posix.environ)
     env[b"RUNPHI_RUN_DIR"] = run_dir
     env.setdefault(b"PATH", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    client.restore_signals()
+    connection.restore_signals()
     words = [python, "-I", home + "/bin/runphid", "--doctor", why]
     try:
         posix.execve(python, [word.encode("utf-8", "surrogateescape") for word in words] + argv, env)
     except OSError as exc:
-        return client.fail(f"cannot start the supervisor: {why}; and cannot run {python}: {exc.strerror}")
+        return connection.fail(f"cannot start the supervisor: {why}; and cannot run {python}: {exc.strerror}")
 
 
 def detach(word: int) -> None:

@@ -190,7 +190,7 @@ def loaded(run_dir: Path, *words: str) -> set[str]:
     return modules - set(bare.stdout.replace(",", " ").split())
 
 
-CLIENT = {"runphi_async", "runphi_async.client", "runphi_async.wire"}
+CLIENT = {"runphi_async", "runphi_async.client", "runphi_async.client.connection", "runphi_async.wire"}
 
 
 @pytest.mark.parametrize("verb", ["create", "list", "features", "version", "run"])
