@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from backends.jailhouse.model import Cell
+    from runphi_async.testing.fake_jailhouse.asked import Image, Target
     from runphi_async.testing.fake_jailhouse.place import Place
-    from runphi_async.testing.fake_jailhouse.tool import Image, Target
 
 #: What the module was built for, besides a dialect.
 ARCHITECTURE: Final = Arch.ARM64

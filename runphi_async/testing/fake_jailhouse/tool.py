@@ -9,9 +9,10 @@ import os
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from runphi_async.testing.fake_jailhouse import rcpus
+from runphi_async.testing.fake_jailhouse.asked import Image, Target
 from runphi_async.testing.fake_jailhouse.place import Errno, Place
 from runphi_async.testing.fake_jailhouse.ring import Reader
 
@@ -75,20 +76,6 @@ class Exit(Exception):
 
 class Usage(Exception):
     """Raised when the command line is not understood: the usage goes to stdout, the status is 1."""
-
-
-class Target(NamedTuple):
-    """A cell as the command line names it: by id, or by name where the id is None."""
-
-    id: int | None
-    name: str
-
-
-class Image(NamedTuple):
-    """Something to load, and where to."""
-
-    data: bytes
-    address: int
 
 
 def main(argv: Sequence[str]) -> int:
