@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backends.guest.fdt import Node
-    from runphi_async.testing.fake_jailhouse.inmates import Guest
+    from runphi_async.testing.fake_jailhouse.guests import Guest
 
     #: numbers and content of a RAM disk's files, by name
     Files = dict[str, tuple[tuple[int, ...], bytes]]
