@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backends.jailhouse import codec, layout, model
 from backends.jailhouse.model import Arch, CellFlag, Mem, PciType, System, SystemFlag
 from runphi_async.errors import CellError
-from runphi_async.testing.fake_jailhouse import link, rcpus, vpci
+from runphi_async.testing.fake_jailhouse import link, rcpus, spawning, vpci
 from runphi_async.testing.fake_jailhouse.place import Errno, cpu_list
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from runphi_async.testing.fake_jailhouse.tree import Tree
@@ -197,7 +197,7 @@ class Driver:
         record |= {"rcpus": list(model.bits(cell.rcpu_set)), "loaded": False}
         self._tree.add(number, name, cpus, self._root)
         self._show_rcpus(record)
-        link.spawn(self._place, number)
+        spawning.spawn(self._place, number)
         self._tell_others(None)
         self._cells.append(record)
         self._save()

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from runphi_async.testing.fake_jailhouse.place import start_time
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runphi_async.testing.fake_jailhouse.place import Place
-
-_FDS: Final = 1 << 16
 
 
 @contextlib.contextmanager
@@ -29,51 +27,6 @@ def address(place: Place, number: int) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{number}.sock"
     finally:
         os.close(fd)
-
-
-def spawn(place: Place, number: int) -> None:
-    """Start the process of a cell and wait until it listens. It outlives the tool, as a cell does."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _become_cell(place, number, tell)
-    os.close(tell)
-    os.waitpid(pid, 0)
-    try:
-        if os.read(ready, 1) != b"+":
-            text = (place.run / f"{number}.err").read_text()
-            raise RuntimeError(f"the process of cell {number} did not start: {text}")
-    finally:
-        os.close(ready)
-
-
-def _become_cell(place: Place, number: int, tell: int) -> None:
-    # Twice forked, the process belongs to nobody. It must hold none of the tool's descriptors: one is the mutex.
-    status = 1
-    try:
-        if os.fork() != 0:
-            os._exit(0)
-        os.setsid()
-        errors = os.open(place.run / f"{number}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        os.dup2(errors, 2)
-        os.closerange(3, tell)
-        os.closerange(tell + 1, _FDS)
-        os.chdir("/")
-        for number_ in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP):
-            signal.signal(number_, signal.SIG_IGN)
-        from runphi_async.testing.fake_jailhouse.cellprocess import serve
-
-        serve(place, number, tell)
-        status = 0
-    except BaseException:
-        import traceback
-
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
 
 
 def call(place: Place, number: int, command: str, **arguments: Any) -> Any:
