@@ -3,31 +3,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import TYPE_CHECKING
 
-import anyio
-
 from backends.detect import Detection
-from runphi_async import wire
-from runphi_async.aio.waiting import is_cancelled
-from runphi_async.commands import cli
 from runphi_async.errors import NotFoundError
 from runphi_async.record.eventlog import EventLog
 from runphi_async.record.store import Store
 from runphi_async.terminals.hypervisor import follow_hypervisor
-from runphi_async.wire.call import Call, ClientGone
 
 if TYPE_CHECKING:
-    import socket
-
     from anyio.abc import TaskGroup
 
     from runphi_async.config.schema import Config
     from runphi_async.container.guest import Guest
-
-log = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -43,8 +31,6 @@ class Supervisor:
         self.tasks: TaskGroup | None = None
         #: members of this group may use consoles; -1: there is none
         self.group = -1
-
-    # Section: the guests
 
     def adopt(self, guest: Guest) -> Guest:
         """Keep a guest; from now on verbs find it."""
@@ -96,52 +82,3 @@ class Supervisor:
             guest.reopen_logs()
         if self.hypervisor is not None:
             self.hypervisor.reopen()
-
-    # Section: the calls
-
-    async def serve(self, listener: socket.socket) -> None:
-        """Accept clients until cancelled."""
-        assert self.tasks is not None
-        while True:
-            await anyio.wait_readable(listener)
-            try:
-                sock, _ = listener.accept()
-            except (BlockingIOError, ConnectionError):
-                continue
-            except OSError as exc:  # out of descriptors: the clients wait, the guests must not suffer
-                log.error("cannot accept a client: %s", exc.strerror)
-                await anyio.sleep(0.1)
-                continue
-            sock.setblocking(False)
-            self.tasks.start_soon(self._answer, Call(sock, self.group))
-
-    async def _answer(self, call: Call) -> None:
-        try:
-            await call.receive()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(call.listen)
-                await self._run(call)
-                tasks.cancel_scope.cancel()
-        except* ClientGone as group:
-            log.debug("%s", group.exceptions[0])
-        except* TimeoutError:
-            log.debug("a client connected and said nothing")
-        except* OSError as group:
-            log.warning("a client's call failed: %s", group.exceptions[0])
-        except* Exception:
-            log.exception("a client's call failed")
-        finally:
-            call.close()
-
-    async def _run(self, call: Call) -> None:
-        try:
-            await cli.run(call, self)
-        except ClientGone:
-            raise
-        except (Exception, asyncio.CancelledError) as exc:
-            # One call must not end the supervisor: a task group takes a stray cancellation for its own.
-            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
-                raise
-            log.exception("a call failed: %s", call.argv)
-            await call.error("runphi: internal error; the supervisor's log has the details\n")
-            await call.send(wire.EXIT, b"1")

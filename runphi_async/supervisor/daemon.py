@@ -31,6 +31,7 @@ from runphi_async.container.registry import Supervisor
 from runphi_async.errors import CgroupError, ConfigError, RunphiError
 from runphi_async.host import cgroup
 from runphi_async.host.files import write_atomically
+from runphi_async.supervisor.server import Server
 
 if TYPE_CHECKING:
     from runphi_async.config.schema import Config
@@ -229,7 +230,7 @@ async def _main(config: Config, run_dir: str, listener: socket.socket, ready: in
             tasks.start_soon(supervisor.hypervisor.run, name="hypervisor console")
         await recover.all_guests(supervisor)
         _ready(ready)
-        tasks.start_soon(supervisor.serve, listener)
+        tasks.start_soon(Server(supervisor).serve, listener)
         tasks.start_soon(look_ahead, supervisor.detection, name="look ahead")
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:

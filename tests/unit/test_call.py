@@ -19,6 +19,7 @@ from runphi_async import wire
 from runphi_async.config.schema import Config
 from runphi_async.container.registry import Supervisor
 from runphi_async.errors import RunphiError
+from runphi_async.supervisor.server import Server
 from runphi_async.wire import call as call_module
 from runphi_async.wire.call import FRAME_MAX, REQUEST_MAX, Call, ClientGone
 from tests.unit.consolekit import PATIENCE
@@ -255,7 +256,7 @@ async def test_a_flood_of_frames_waits_for_its_reader(client: Client) -> None:
 
 async def served(supervisor: Supervisor, client: Client) -> bytes:
     with anyio.fail_after(PATIENCE):
-        answering = asyncio.ensure_future(supervisor._answer(client.call))
+        answering = asyncio.ensure_future(Server(supervisor)._answer(client.call))
         data = await client.answer()
         await answering
     return data

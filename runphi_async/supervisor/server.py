@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers the thin clients: accepts them, reads what each wants, and has the verb carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+
+from runphi_async import wire
+from runphi_async.aio.waiting import is_cancelled
+from runphi_async.commands import cli
+from runphi_async.wire.call import Call, ClientGone
+
+if TYPE_CHECKING:
+    import socket
+
+    from runphi_async.container.registry import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """Who calls, and what comes of it."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept clients until cancelled."""
+        assert self._supervisor.tasks is not None
+        while True:
+            await anyio.wait_readable(listener)
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as exc:  # out of descriptors: the clients wait, the guests must not suffer
+                log.error("cannot accept a client: %s", exc.strerror)
+                await anyio.sleep(0.1)
+                continue
+            sock.setblocking(False)
+            self._supervisor.tasks.start_soon(self._answer, Call(sock, self._supervisor.group))
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            await call.receive()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call.listen)
+                await self._run(call)
+                tasks.cancel_scope.cancel()
+        except* ClientGone as group:
+            log.debug("%s", group.exceptions[0])
+        except* TimeoutError:
+            log.debug("a client connected and said nothing")
+        except* OSError as group:
+            log.warning("a client's call failed: %s", group.exceptions[0])
+        except* Exception:
+            log.exception("a client's call failed")
+        finally:
+            call.close()
+
+    async def _run(self, call: Call) -> None:
+        try:
+            await cli.run(call, self._supervisor)
+        except ClientGone:
+            raise
+        except (Exception, asyncio.CancelledError) as exc:
+            # One call must not end the supervisor: a task group takes a stray cancellation for its own.
+            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
+                raise
+            log.exception("a call failed: %s", call.argv)
+            await call.error("runphi: internal error; the supervisor's log has the details\n")
+            await call.send(wire.EXIT, b"1")
