@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from consoles.streams.journal import Journal
 
@@ -40,11 +40,6 @@ SHOWN: Final = 200
 PERIOD: Final = 10.0
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-#: events of the runtime itself
-RESERVED: Final = frozenset({
-    "create", "start", "exit", "pause", "resume", "signal", "delete", "update", "log-error",
-    "attach", "detach", "take", "share", "observe",
-})  # fmt: skip
 
 
 class RuleError(ValueError):
@@ -66,16 +61,17 @@ class Match(NamedTuple):
     line: bytes
 
 
-def compiled(rule: Rule) -> Any:
+def compiled(rule: Rule, taken: Collection[str] = ()) -> Any:
     """Return the rule's automaton.
 
+    :param taken: names that a rule may not have.
     :raises RuleError: the name or the pattern is of no use.
     """
     import re2
 
     if not _NAME.fullmatch(rule.name):
         raise RuleError(f"rule name {rule.name!r}: use 1 to 32 lower-case letters, digits and -")
-    if rule.name in RESERVED:
+    if rule.name in taken:
         raise RuleError(f"rule name {rule.name!r}: the runtime has an event of that name")
     if not 0 < len(rule.pattern) <= PATTERN_MAX:
         raise RuleError(f"rule {rule.name}: a pattern has 1 to {PATTERN_MAX} bytes")
