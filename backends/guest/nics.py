@@ -33,6 +33,9 @@ _STATE_MAX: Final = 1 << 20
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
+#: what to do where no network can be made
+HINT: Final = "org.runphi.net=no gives the guest no network"
+
 
 class State(msgspec.Struct, omit_defaults=True):
     """What is remembered in the record."""

@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
+from backends.guest import nics
 from backends.qemu import accel, virtiofsd
 from backends.qemu import plan as planning
 from backends.qemu.driver import QMP_FD, QemuDriver
@@ -120,7 +121,7 @@ class QemuBackend:
             absent.append(Finding(Level.WARNING, self.name, text, virtiofsd.hint()))
         obstacle = nic.obstacle()
         if obstacle:
-            absent.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))
+            absent.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nics.HINT))
         return absent
 
     async def _accelerator(self, binaries: dict[str, str], *, linux: bool) -> accel.Accel:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from backends.guest.nics import Nics
+from backends.guest.nics import HINT, Nics
+from runphi_async.errors import BackendError
 from runphi_async.host import namespaces, nic
 from runphi_async.host.nic import Tap
 
@@ -30,7 +31,10 @@ class Taps(Nics):
         self._made(self._use(lambda netlink: [self._make_tap(netlink, mac) for mac in macs]))
 
     def _make_tap(self, netlink: Netlink, mac: str) -> Tap:
-        fd, name = namespaces.in_network(self._netns, nic.open_tap)
+        try:
+            fd, name = namespaces.in_network(self._netns, nic.open_tap)
+        except BackendError as exc:
+            raise BackendError(exc.msg, HINT) from exc
         self._fds.append(fd)
         index = next(index for index, known in nic.taps(netlink).items() if known == name)
         return Tap(name, index, mac)

@@ -30,7 +30,6 @@ from consoles.errors import SourceError
 from consoles.sharedmem import vchan
 from runphi_async import regular
 from runphi_async.errors import BackendError, PlanError
-from runphi_async.host import nic
 from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
 
@@ -96,7 +95,7 @@ class XenBackend:
         consoles = examining.judge_consoles(daemon)
         obstacle = xen_net.obstacle()
         if obstacle:
-            missing.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nic.HINT))
+            missing.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nics.HINT))
         return [Finding(Level.OK, self.name, able.summary), consoles, memory, pools, *missing]
 
     async def _facts(self) -> dict[str, str]:

@@ -33,7 +33,6 @@ TAP_NAME: Final = "rphi%d"
 TAP_PREFIX: Final = "rphi"
 _TUNSETIFF: Final = 0x400454CA
 _TAP_FLAGS: Final = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
-HINT: Final = "org.runphi.net=no gives the guest no network"
 _NO_TUN: Final = {
     errno.ENOENT: f"there is no {TUN}: modprobe tun",
     errno.ENODEV: f"the kernel has no driver for {TUN}: modprobe tun",
@@ -86,16 +85,14 @@ def open_tap() -> tuple[int, str]:
         fd = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         # not the system's words: podman reads a missing command or denied permission out of them
-        raise BackendError(
-            f"cannot make the guest's network device: {_NO_TUN.get(exc.errno or 0, _SHUT)}", HINT
-        ) from exc
+        raise BackendError(f"cannot make the guest's network device: {_NO_TUN.get(exc.errno or 0, _SHUT)}") from exc
     request = bytearray(struct.pack("=16sH22x", TAP_NAME.encode(), _TAP_FLAGS))
     try:
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as exc:
         os.close(fd)
         said = _NO_RIGHT if exc.errno == errno.EPERM else (exc.strerror or str(exc)).lower()
-        raise BackendError(f"cannot make the guest's network device: {said}", HINT) from exc
+        raise BackendError(f"cannot make the guest's network device: {said}") from exc
     name = request[:16].partition(b"\0")[0].decode()
     quieten(name)
     return fd, name
