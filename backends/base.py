@@ -131,6 +131,7 @@ class Told(NamedTuple):
     :ivar resumed: somebody let it go on.
     :ivar again: the guest was started a second time, and why.
     :ivar enrol: puts helper processes that were made later into the container's cgroup.
+    :ivar init: pid of the container's init process, 0 when it is not known.
     """
 
     ended: Callable[[], None]
@@ -141,6 +142,7 @@ class Told(NamedTuple):
     resumed: Callable[[str], None] = _unheard
     again: Callable[[str], None] = _unheard
     enrol: Callable[[Sequence[int]], Awaitable[None]] = _unenrolled
+    init: int = 0
 
 
 class Driver(Protocol):

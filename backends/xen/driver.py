@@ -30,10 +30,9 @@ from backends.xen.xl import LONG
 from consoles.sharedmem import shmfiles, vchan
 from consoles.streams.fifo import open_fifo
 from runphi_async import digits, regular
-from runphi_async.errors import BackendError, StateError
+from runphi_async.errors import BackendError
 from runphi_async.host.files import write_atomically
 from runphi_async.partition.spec import GuestKind
-from runphi_async.record.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -379,7 +378,8 @@ class XenDriver:
             return None
         self._state.domid = domain.domid
         if self._vifs is not None:
-            await asyncio.to_thread(self._take_up, self._vifs)
+            # where the namespace was made for the container, the init process is in it
+            await asyncio.to_thread(self._vifs.take_up, told.init or None)
         if domain.ran:
             self._state.started = True
         self._replaying = True  # what the init said so far was acted on by our predecessor
@@ -489,15 +489,6 @@ class XenDriver:
         if self._store is not None:
             self._store.close()
             self._store = None
-
-    def _take_up(self, vifs: Vifs) -> None:
-        """Find the namespace again: where it was made for the container, the init process is in it."""
-        run_dir, name = os.path.split(self._directory)
-        try:
-            record = Store(run_dir).load(name)
-        except StateError:
-            record = None
-        vifs.take_up(record.pid if record is not None else None)
 
     @staticmethod
     def _remove(vifs: Vifs) -> None:

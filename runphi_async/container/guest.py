@@ -234,6 +234,7 @@ class Guest:
             functools.partial(hearsay.resumed, self),
             functools.partial(hearsay.again, self),
             functools.partial(hearsay.enrol, self),
+            init=self.record.pid,
         )
 
     def _done(self, printed: int) -> None:
