@@ -25,6 +25,10 @@ from runphi_async.client.connection import (
     write_all,
 )
 
+TYPE_CHECKING = False  # type checkers know the name; `typing` would be one more file to load
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DEFAULT_RUN_DIR = b"/run/runPHI"
 DEFAULT_ROOT = b"/run/runc"
 #: Verbs on an existing container: they belong to the runtime that owns it. All else is the supervisor's to answer.
@@ -92,8 +96,11 @@ def become_runc(path: bytes, argv: list[bytes]) -> int:
         return fail(f"cannot run {shown}: {exc.strerror}; install runc or set `runc` in the configuration")
 
 
-def converse(link: Link, argv: list[bytes], run_dir: bytes) -> int:
-    """Act out the supervisor's frames until the exit status comes."""
+def converse(link: Link, argv: list[bytes], again: "Callable[[list[bytes]], Link | str]") -> int:
+    """Act out the supervisor's frames until the exit status comes.
+
+    :param again: asks the next supervisor, with further words behind the verb, when this one dies.
+    """
     while True:
         kind, payload = link.frame()
         if kind == wire.EXIT:
@@ -110,7 +117,7 @@ def converse(link: Link, argv: list[bytes], run_dir: bytes) -> int:
         elif kind == wire.ATTACH:
             from runphi_async.client import attach
 
-            return attach.attach(link, payload, argv, run_dir)
+            return attach.attach(link, payload, again)
         else:
             raise Lost
 
@@ -130,6 +137,16 @@ def doctor_alone(home: str, run_dir: bytes, why: str, argv: list[bytes]) -> int:
     from runphi_async.client import start as client_start
 
     return client_start.doctor_alone(home, run_dir, why, argv)
+
+
+def call_again(argv: list[bytes], more: list[bytes], run_dir: bytes, home: str) -> "Link | str":
+    """Ask once more with further words behind the verb; a str is the reason why nobody can be asked."""
+    sock = reach(run_dir, home)
+    if isinstance(sock, str):
+        return sock
+    at = len(argv) - len(verb_and_root(argv)[2])
+    request(sock, [*argv[:at], *more, *argv[at:]])
+    return Link(sock)
 
 
 def fill_standard_descriptors() -> None:
@@ -171,7 +188,7 @@ def main(home: str) -> int:
             if verb == DOCTOR:
                 sock.settimeout(DOCTOR_PATIENCE)
             request(sock, argv)
-            return converse(Link(sock), argv, run_dir)
+            return converse(Link(sock), argv, lambda more: call_again(argv, more, run_dir, home))
         except Lost:
             sock.close()
             if attempt == TRIES or verb not in REPEATABLE:

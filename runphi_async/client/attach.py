@@ -13,10 +13,14 @@ import posix
 import select
 import termios
 
-from runphi_async import client, wire
+from runphi_async import wire
 from runphi_async.client import connection
 from runphi_async.client import keys as client_keys
 from runphi_async.wire.flags import ESCAPE, FORWARD, PEOPLE, SAFE, STDIN, TERMINAL
+
+TYPE_CHECKING = False  # type checkers know the name; `typing` would be one more file to load
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Signals that `run` passes to the container and `attach` takes as "leave".
 LEAVE = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -77,15 +81,16 @@ def window() -> bytes:
 class Console:
     """One attached console until its guest ends, the person leaves or nothing can be reached any more."""
 
-    def __init__(self, link: connection.Link, payload: bytes, argv: list[bytes], run_dir: bytes) -> None:
+    def __init__(
+        self, link: connection.Link, payload: bytes, again: "Callable[[list[bytes]], connection.Link | str]"
+    ) -> None:
         self.link = link
         self.flags = payload[0]
         self.terminal = Terminal(bool(self.flags & TERMINAL))
         keys = payload[1:]
         self.escape = client_keys.EscapeKey(keys[:1] if self.flags & ESCAPE else b"")
         self.keys = client_keys.DetachKeys(keys[len(self.escape.key) :] if self.flags & TERMINAL else b"")
-        self.argv = argv
-        self.run_dir = run_dir
+        self.again = again
         self.offset = 0
         self.role = b""
         self.read_input = bool(self.flags & STDIN)
@@ -330,32 +335,31 @@ class Console:
         return LOST
 
     def come_back(self) -> "int | str | None":
-        home = __file__[: __file__.rfind("/runphi_async/")]
-        sock = client.reach(self.run_dir, home)
-        if isinstance(sock, str):
-            return f"{LOST}: {sock}"
-        at = len(self.argv) - len(client.verb_and_root(self.argv)[2])
         more = [b"--from", b"%d" % self.offset]
         if self.role:
             more += [b"--back", self.role]
-        connection.request(sock, [*self.argv[:at], *more, *self.argv[at:]])
-        link = connection.Link(sock)
+        link = self.again(more)
+        if isinstance(link, str):
+            return f"{LOST}: {link}"
         kind, payload = link.frame()
         if kind == wire.EXIT:  # the guest has ended meanwhile
             return int(payload)
         if kind != wire.ATTACH:
             return LOST
-        sock.setblocking(True)
+        link.sock.setblocking(True)
         if self.flags & TERMINAL:
             link.send(wire.RESIZE, window())
         self.link = link
         return None
 
 
-def attach(link: connection.Link, payload: bytes, argv: list[bytes], run_dir: bytes) -> int:
-    """Show a console; return the exit status."""
+def attach(link: connection.Link, payload: bytes, again: "Callable[[list[bytes]], connection.Link | str]") -> int:
+    """Show a console; return the exit status.
+
+    :param again: asks the next supervisor, with further words behind the verb, when this one dies.
+    """
     link.sock.setblocking(True)
-    console = Console(link, payload, argv, run_dir)
+    console = Console(link, payload, again)
     try:
         status = console.run()
     finally:

@@ -18,6 +18,7 @@ from runphi_async.terminals import replay
 from runphi_async.terminals.people import Role, Wish
 from runphi_async.terminals.sessions import Session, hangup, read_size, who_is
 from runphi_async.wire.call import ClientGone
+from runphi_async.wire.flags import ESCAPE, PEOPLE, STDIN, TERMINAL
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Flags of the ATTACH frame. Source: client/attach.py.
-TERMINAL, STDIN, FORWARD, ESCAPE, PEOPLE = 1, 2, 4, 8, 16
 #: Roles that a client may have had under an earlier supervisor; the client of `run` cannot come back.
 BACK: Final = [Role.WRITER.value, Role.SHARER.value, Role.OBSERVER.value]
 #: Seconds that the last output of an ended guest may take to reach a client.

@@ -13,6 +13,7 @@ from runphi_async.commands import attach, create, detachkeys
 from runphi_async.commands.cli import PassThrough
 from runphi_async.container.creation import Creation, is_wanted, read_bundle
 from runphi_async.terminals.people import Wish
+from runphi_async.wire.flags import FORWARD, STDIN, TERMINAL
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -60,7 +61,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
 
 async def _with_terminal(call: Call, supervisor: Supervisor, guest: Guest) -> int:
     keys = detachkeys.parse(supervisor.config.console.detach_keys)
-    flags = attach.TERMINAL | attach.STDIN | attach.FORWARD
+    flags = TERMINAL | STDIN | FORWARD
     await call.send(wire.ATTACH, bytes((flags,)) + keys)
     async with guest.lock:
         await guest.start()
