@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backends.jailhouse import codec, model
 from backends.jailhouse.model import CellFlag, Mem, System
-from runphi_async.testing.fake_jailhouse import hvc, inmates, link, vpci
+from runphi_async.testing.fake_jailhouse import hvc, link, vpci
 from runphi_async.testing.fake_jailhouse.place import start_time
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from runphi_async.testing.fake_jailhouse.tree import Tree
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from runphi_async.testing.fake_jailhouse.place import Place
+
+    #: runs an image in a cell: the cell, the image, its command line, and where a copy of it may lie
+    Program = Callable[["CellProcess", bytes, str, Path], Awaitable[None]]
 
 #: Values of a cell's state.
 RUNNING: Final = 0
@@ -49,15 +53,15 @@ COMMAND_LINE: Final = 0x1000
 COMMAND_LINE_MAX: Final = 256
 
 
-def serve(place: Place, number: int, ready: int) -> None:
-    """Run the process of a cell; ``ready`` is told when it listens."""
-    asyncio.run(CellProcess(place, number).run(ready))
+def serve(place: Place, number: int, ready: int, program: Program) -> None:
+    """Run the process of a cell; ``ready`` is told when it listens, ``program`` is what runs an image."""
+    asyncio.run(CellProcess(place, number, program).run(ready))
 
 
 class CellProcess:
     """One cell."""
 
-    def __init__(self, place: Place, number: int) -> None:
+    def __init__(self, place: Place, number: int, program: Program) -> None:
         config = codec.decode((place.run / f"{number}.cell").read_bytes())
         assert not isinstance(config, System)
         self.config = config
@@ -70,6 +74,7 @@ class CellProcess:
         self.messages: asyncio.Queue[int] = asyncio.Queue()
         self._place = place
         self._number = number
+        self._program = program
         self._ring = Ring(place)
         self._tree = Tree(place)
         #: set when the guest has done what it does at once, and waits or goes on for ever
@@ -290,12 +295,12 @@ class CellProcess:
         if self._remote:
             path = self._place.run / f"{self._number}.rcpu"
             program = path.read_bytes().partition(b"\0")[0] if path.exists() else b""
-            await inmates.run(self, program, "", self._place.run / f"{self._number}.image")
+            await self._program(self, program, "", self._place.run / f"{self._number}.image")
             return
         base = self.config.cpu_reset_address
         program = self.memory(base, PROGRAM_MAX).partition(b"\0")[0]
         words = self.memory(base + COMMAND_LINE, COMMAND_LINE_MAX).partition(b"\0")[0]
-        await inmates.run(self, program, words.decode("latin-1"), self._place.run / f"{self._number}.image")
+        await self._program(self, program, words.decode("latin-1"), self._place.run / f"{self._number}.image")
 
 
 class _Uart:

@@ -47,9 +47,9 @@ def _become_cell(place: Place, number: int, tell: int) -> None:
         os.chdir("/")
         for number_ in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP):
             signal.signal(number_, signal.SIG_IGN)
-        from runphi_async.testing.fake_jailhouse.cellprocess import serve
+        from runphi_async.testing.fake_jailhouse import cellprocess, inmates
 
-        serve(place, number, tell)
+        cellprocess.serve(place, number, tell, inmates.run)
         status = 0
     except BaseException:
         import traceback
