@@ -159,7 +159,7 @@ class Guest:
         """Start console, bell and stub watch (the stub exists or is about to)."""
         assert self.console is not None
         assert self._tasks is not None
-        self.watching = Watching(self, self._config)
+        self.watching = Watching(self, self.console.hub, self._config)
         self.console.start(self._tasks)
         for stream in self.streams.values():
             stream.start(self._tasks)

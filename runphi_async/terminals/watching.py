@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -19,8 +19,9 @@ from runphi_async.host.files import write_atomically
 from runphi_async.partition.rules import rules_of
 
 if TYPE_CHECKING:
+    from consoles.streams.hub import Hub
     from runphi_async.config.schema import Config
-    from runphi_async.container.guest import Guest
+    from runphi_async.record.store import Record
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +43,36 @@ class Line(NamedTuple):
     at_least: bool
 
 
+class Watched(Protocol):
+    """The container whose console it is."""
+
+    record: Record
+    #: when it was started, by the monotonic clock; None: by another supervisor, or not yet
+    started_at: float | None
+
+    @property
+    def directory(self) -> str:
+        """Its record's directory."""
+        ...
+
+    def note(self, kind: str, **data: object) -> None:
+        """Write an event."""
+        ...
+
+    def save_boot(self) -> None:
+        """Keep what was reached while it boots."""
+        ...
+
+
 class Watching:
     """All that follows one guest's console for the runtime.
 
+    :param hub: of its console.
     :param config: rules for every guest.
     """
 
-    def __init__(self, guest: Guest, config: Config) -> None:
-        assert guest.console is not None
+    def __init__(self, guest: Watched, hub: Hub, config: Config) -> None:
         self._guest = guest
-        hub = guest.console.hub
         rules = rules_of(config, guest.record.annotations)
         self._watch: Watch | None = None
         if rules:
