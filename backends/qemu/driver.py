@@ -87,7 +87,7 @@ class QemuDriver:
         self._late: asyncio.TimerHandle | None = None
         #: the second VMM is up to the stub, or runs
         self.second = False
-        self.watching = RunWatch(
+        self.watching: RunWatch = RunWatch(
             self,
             SecondTry(self, blame),
             kernel=memory.kind is GuestKind.LINUX,
@@ -393,6 +393,7 @@ class QemuDriver:
         if self._vmm is not None:
             self._vmm.close()
             self._vmm = None
+        self.watching.restart(again.ACCEL)
         self.second = True
 
     async def new_monitor(self) -> None:

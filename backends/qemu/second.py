@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -18,7 +18,15 @@ from runphi_async.lifeline import stub
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from backends.qemu.driver import QemuDriver
+    from backends.base import Told, Verdict
+    from backends.qemu.heard import Heard
+    from backends.qemu.memory import Memory
+    from backends.qemu.monitor import Monitor
+    from backends.qemu.remains import Remains
+    from backends.qemu.taps import Taps
+    from backends.qemu.virtiofs import Server
+    from backends.qemu.wires import Wires
+    from runphi_async.host.processes import Process
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +35,69 @@ async def unblamed(reason: str) -> None:
     """Nobody keeps accounts of KVM's failures."""
 
 
+class Vmm(Protocol):
+    """What is known of the VMM of a guest, be it the first or the second, to those who look after it."""
+
+    name: str
+    told: Told | None
+    #: the second VMM is up to the stub, or runs
+    second: bool
+    monitor: Monitor
+    remains: Remains
+
+    @property
+    def heard(self) -> Heard:
+        """What was heard of it."""
+        ...
+
+    @property
+    def vmm_ended(self) -> bool:
+        """Whether it has ended and its status is known."""
+        ...
+
+
+class Driven(Vmm, Protocol):
+    """The driver of the guest, as its second try needs it."""
+
+    directory: str
+    memory: Memory
+    destroyed: bool
+    wires: Wires
+    share: Server | None
+    nics: Taps | None
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """Weigh what is known."""
+        ...
+
+    def hold_vmm(self) -> Process | None:
+        """Return the VMM's process, None where it is gone or not there yet."""
+        ...
+
+    def renew(self) -> None:
+        """A second VMM takes the place of the first: let go of that."""
+        ...
+
+    async def new_monitor(self) -> None:
+        """Connect to the second VMM from now on."""
+        ...
+
+    async def begun(self) -> bool:
+        """Wait for the VMM that is up to the stub; False: the guest is over, or to be."""
+        ...
+
+    async def begin(self) -> None:
+        """Let the guest run."""
+        ...
+
+
 class SecondTry:
     """What the watch over a guest carries out when the first VMM has failed it.
 
     :param blame: told why KVM failed a guest which then ran in software.
     """
 
-    def __init__(self, driver: QemuDriver, blame: Callable[[str], Awaitable[None]] = unblamed) -> None:
+    def __init__(self, driver: Driven, blame: Callable[[str], Awaitable[None]] = unblamed) -> None:
         self._driver = driver
         self._tell_blame = blame
 
@@ -92,7 +156,6 @@ class SecondTry:
         driver.wires.rewind()
         again.save(driver.directory, msgspec.structs.replace(decided, events_from=ends[0], control_from=ends[1]))
         driver.wires.listen_anew(ends)
-        driver.watching.restart(again.ACCEL)
         driver.renew()
         again.hand_over(driver.directory)
         await driver.new_monitor()

@@ -12,15 +12,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from backends.qemu import comm, runstate
 from backends.qemu.runstate import Clock, Standing
+from backends.qemu.second import Vmm
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
     from backends.qemu.again import Again
-    from backends.qemu.driver import QemuDriver
     from backends.qemu.second import SecondTry
     from runphi_async.config.schema import InitSeconds
 
@@ -50,6 +50,40 @@ TELLING: Final = frozenset(
 ANOTHER: Final = "another monitor"
 
 
+class Watched(Vmm, Protocol):
+    """The driver of the guest, as the watch over it needs it."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the end was told."""
+        ...
+
+    @property
+    def is_monitored(self) -> bool:
+        """Whether there is a QEMU that could answer."""
+        ...
+
+    def rang(self) -> None:
+        """Look whether the VMM has ended, and destroy what is to be destroyed."""
+        ...
+
+    def destroy(self) -> None:
+        """Kill QEMU."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """Destroy a guest that will never run (again), and remember why."""
+        ...
+
+    def over(self) -> None:
+        """The guest has ended."""
+        ...
+
+    async def ended_within(self, seconds: float) -> bool:
+        """Wait a moment for the first VMM's end; False: it lives, or has been replaced already."""
+        ...
+
+
 class RunWatch:
     """The watch over one guest.
 
@@ -60,9 +94,7 @@ class RunWatch:
     :ivar turn: held by whoever asks QEMU to run or to stand, and during a look, so that a look sees no halves.
     """
 
-    def __init__(
-        self, driver: QemuDriver, second: SecondTry, *, kernel: bool, accel: str, seconds: InitSeconds
-    ) -> None:
+    def __init__(self, driver: Watched, second: SecondTry, *, kernel: bool, accel: str, seconds: InitSeconds) -> None:
         self.wish: Standing | None = Standing.BEFORE
         self.turn = asyncio.Lock()
         self.clock = Clock()
