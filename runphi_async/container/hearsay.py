@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
@@ -16,12 +16,48 @@ from runphi_async.record.lifecycle import Event, Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runphi_async.container.guest import Guest
+    from runphi_async.host.cgroup import Cgroup
+    from runphi_async.record.eventlog import EventLog
+    from runphi_async.record.lifecycle import Step
+    from runphi_async.record.store import Record
 
 log = logging.getLogger(__name__)
 
 #: the event of a second try
 FALLBACK: Final = "accel-fallback"
+
+
+class Guest(Protocol):
+    """The container that a driver tells of."""
+
+    record: Record
+    events: EventLog
+
+    @property
+    def directory(self) -> str:
+        """Its record's directory."""
+        ...
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """Its cgroup."""
+        ...
+
+    def decide(self, event: Event) -> Step:
+        """Say what an event means for it now."""
+        ...
+
+    def note(self, kind: str, **data: object) -> None:
+        """Write an event."""
+        ...
+
+    def save(self) -> None:
+        """Write the record."""
+        ...
+
+    def save_boot(self) -> None:
+        """Keep what was reached while it boots."""
+        ...
 
 
 def paused(guest: Guest, by: str) -> None:
