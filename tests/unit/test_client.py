@@ -226,6 +226,19 @@ def test_a_console_loads_its_module_only(supervisor: FakeSupervisor, run_dir: Pa
     }
 
 
+def test_a_client_of_the_layout_without_rooms_starts_the_next_supervisor() -> None:
+    """An upgrade left it running: it holds a module where there is a package now, and looks for another one."""
+    code = (
+        "import sys, types; import runphi_async.wire; old = types.ModuleType('runphi_async.client');"
+        "sys.modules[old.__name__] = runphi_async.client = old;"
+        "from runphi_async import client_start; print(client_start.start(b'/dev/null/x', '/nonexistent'))"
+    )
+    done = subprocess.run(["/usr/bin/python3", "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout == "no Python environment at /nonexistent/.venv; run /nonexistent/bin/configure -a once as root\n"
+    )
+
+
 # Section: becoming runc
 
 
