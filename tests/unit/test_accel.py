@@ -163,7 +163,7 @@ async def test_a_cancelled_run_leaves_no_process(tmp_path: Path) -> None:
     try:
         ready = asyncio.Event()
         asyncio.get_running_loop().add_reader(fd, ready.set)
-        task = asyncio.create_task(proof.run(["/bin/sh", "-c", f"echo $$ > {pid_file}; sleep 60; true"], 30))
+        task = asyncio.create_task(proof.run(["/bin/sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], 30))
         await ready.wait()
         asyncio.get_running_loop().remove_reader(fd)
         pid = int(os.read(fd, 100))
