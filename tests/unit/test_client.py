@@ -368,13 +368,16 @@ def test_the_stub_gets_exactly_its_descriptors(supervisor: FakeSupervisor, run_d
             assert time.monotonic() < deadline
         proc = f"/proc/{pids[0]}"
         links: dict[int, str] = {}
-        while links != {number: f"{tmp_path}/file{number}" for number in range(11)} and time.monotonic() < deadline:
+        environ = b""  # as long as the kernel is still laying out the new program's memory
+        wanted = {number: f"{tmp_path}/file{number}" for number in range(11)}
+        while (links != wanted or not environ) and time.monotonic() < deadline:
+            environ = Path(f"{proc}/environ").read_bytes()
             with contextlib.suppress(FileNotFoundError):  # its loader opens and closes libraries at first
                 links = {int(fd): os.readlink(f"{proc}/fd/{fd}") for fd in os.listdir(f"{proc}/fd")}
         report.write_text("\n".join(f"{fd} {link}" for fd, link in sorted(links.items())))
         (tmp_path / "status").write_text(Path(f"{proc}/status").read_text())
         (tmp_path / "stat").write_text(Path(f"{proc}/stat").read_text())
-        (tmp_path / "environ").write_bytes(Path(f"{proc}/environ").read_bytes())
+        (tmp_path / "environ").write_bytes(environ)
         (tmp_path / "cwd").symlink_to(os.readlink(f"{proc}/cwd"))
         os.kill(pids[0], signal.SIGKILL)
         session.exit(0)
