@@ -40,7 +40,7 @@ class Link:
 
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
-        self.data = b""
+        self.decoder = wire.Decoder()
         self.fds: list[int] = []
 
     def send(self, kind: bytes, payload: bytes = b"") -> None:
@@ -64,7 +64,7 @@ class Link:
                     self.fds.append(int.from_bytes(payload[i : i + 4], sys.byteorder))
         if not data:
             raise Lost
-        self.data += data
+        self.decoder.feed(data)
 
     def frame(self) -> tuple[bytes, bytes]:
         while True:
@@ -74,14 +74,7 @@ class Link:
             self.fill()
 
     def take(self) -> "tuple[bytes, bytes] | None":
-        if len(self.data) < 5:
-            return None
-        end = 5 + int.from_bytes(self.data[1:5], "big")
-        if len(self.data) < end:
-            return None
-        kind, payload = self.data[:1], self.data[5:end]
-        self.data = self.data[end:]
-        return kind, payload
+        return self.decoder.take()
 
 
 def connect(run_dir: bytes) -> "_socket.socket | None":

@@ -46,6 +46,44 @@ def frame(kind: bytes, payload: bytes = b"") -> bytes:
     return kind + len(payload).to_bytes(4, "big") + payload
 
 
+class Decoder:
+    """Cuts what comes over a connection, in pieces of any size, into frames.
+
+    :param most: longest frame that is believed, its head included; 0: any.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most = most
+        self._data = bytearray()
+        self._at = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece."""
+        if self._at:
+            del self._data[: self._at]
+            self._at = 0
+        self._data += data
+
+    def take(self) -> "tuple[bytes, bytes] | None":
+        """Return type and payload of the next frame, None when it is not complete; ValueError when it is too long."""
+        start = self._at + 5
+        end = self._end(start)
+        if end < 0:
+            return None
+        kind, payload = bytes(self._data[self._at : self._at + 1]), bytes(self._data[start:end])
+        self._at = end
+        return kind, payload
+
+    def _end(self, start: int) -> int:
+        """Return the end of the frame whose payload begins at ``start``, -1 when it has not come yet."""
+        if len(self._data) < start:
+            return -1
+        end = start + int.from_bytes(self._data[start - 4 : start], "big")
+        if 0 < self._most < end - self._at:
+            raise ValueError("a frame is too long")
+        return end if len(self._data) >= end else -1
+
+
 def pack(fields: list[bytes]) -> bytes:
     """Put fields of any bytes into one payload."""
     return b"".join([len(field).to_bytes(4, "big") + field for field in fields])

@@ -72,7 +72,7 @@ class Call:
         #: set when the client has closed its end
         self.gone = anyio.Event()
         self._send, self._frames = anyio.create_memory_object_stream[tuple[bytes, bytes]](64)
-        self._rest = b""
+        self._decoder = wire.Decoder(FRAME_MAX)
 
     async def receive(self) -> None:
         """Read the request.
@@ -96,7 +96,7 @@ class Call:
                 raise ClientGone(f"a client sent {length} bytes at once")
             while len(data) < 8 + length:
                 data += await self._more()
-        self._rest = data[8 + length :]
+        self._decoder.feed(data[8 + length :])
         self._parse(data[8 : 8 + length])
 
     def _first(self) -> bytes:
@@ -135,20 +135,13 @@ class Call:
 
     async def listen(self) -> None:
         """Read frames until the client leaves; run as a task beside the verb."""
-        data, self._rest = self._rest, b""
         try:
             with self._send:
                 while True:
-                    while len(data) >= 5:
-                        end = 5 + int.from_bytes(data[1:5], "big")
-                        if end > FRAME_MAX:
-                            return
-                        if len(data) < end:
-                            break
-                        await self._send.send((data[:1], data[5:end]))
-                        data = data[end:]
-                    data += await self._more()
-        except (ClientGone, anyio.BrokenResourceError):
+                    while (frame := self._decoder.take()) is not None:
+                        await self._send.send(frame)
+                    self._decoder.feed(await self._more())
+        except (ClientGone, anyio.BrokenResourceError, ValueError):
             return
         finally:
             self.gone.set()

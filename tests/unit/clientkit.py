@@ -32,20 +32,18 @@ class Session:
             data += sock.recv(65536)
         self.cwd, env, argv = wire.unpack(data[8:])
         self.env, self.argv = wire.unpack(env), wire.unpack(argv)
-        self.data = b""
+        self.decoder = wire.Decoder()
 
     def send(self, kind: bytes, payload: bytes = b"", fds: list[int] | None = None) -> None:
         socket.send_fds(self.sock, [wire.frame(kind, payload)], fds or [])
 
     def frame(self) -> tuple[bytes, bytes]:
-        while len(self.data) < 5 or len(self.data) < 5 + int.from_bytes(self.data[1:5], "big"):
+        while (frame := self.decoder.take()) is None:
             data = self.sock.recv(65536)
             if not data:
                 raise EOFError
-            self.data += data
-        end = 5 + int.from_bytes(self.data[1:5], "big")
-        kind, payload, self.data = self.data[:1], self.data[5:end], self.data[end:]
-        return kind, payload
+            self.decoder.feed(data)
+        return frame
 
     def exit(self, status: int = 0) -> None:
         self.send(wire.EXIT, b"%d" % status)

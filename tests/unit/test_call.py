@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -23,6 +24,7 @@ from runphi_async.supervisor.server import Server
 from runphi_async.wire import call as call_module
 from runphi_async.wire.call import FRAME_MAX, REQUEST_MAX, Call, ClientGone
 from tests.unit.consolekit import PATIENCE
+from tests.unit.wirekit import frames_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -178,13 +180,10 @@ async def test_answers_arrive_whole(client: Client) -> None:
     await client.call.out(text)
     await client.call.error("e\udcff")
     client.call.close()
-    data = await reading
-    out = b""
-    while data[:1] == wire.OUT:
-        end = 5 + int.from_bytes(data[1:5], "big")
-        out, data = out + data[5:end], data[end:]
-    assert out.decode() == text
-    assert data == wire.frame(wire.ERR, b"e\xff")
+    *out, last = frames_of(await reading)
+    assert {kind for kind, _ in out} == {wire.OUT}
+    assert b"".join(payload for _, payload in out).decode() == text
+    assert last == (wire.ERR, b"e\xff")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +219,32 @@ def test_fields_are_counted_whatever_they_hold(fields: list[bytes]) -> None:
 def test_no_payload_is_more_than_a_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert wire.pack(wire.unpack(data)) == data
+
+
+@given(
+    frames=st.lists(st.tuples(st.sampled_from([wire.OUT, wire.EXIT, b"\0"]), st.binary(max_size=300)), max_size=20),
+    cuts=st.lists(st.integers(1, 40), min_size=1),
+)
+def test_frames_come_out_as_they_went_in_however_they_are_cut(
+    frames: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    data, decoder = b"".join(wire.frame(*frame) for frame in frames), wire.Decoder(305)
+    found: list[tuple[bytes, bytes]] = []
+    for count in itertools.cycle(cuts):
+        if not data:
+            break
+        decoder.feed(data[:count])
+        data = data[count:]
+        found += whole(decoder)
+    assert found == frames
+
+
+@pytest.mark.parametrize(("most", "refused"), [(14, True), (15, False), (0, False)])
+def test_a_frame_that_is_too_long_is_refused_by_its_head_alone(most: int, refused: bool) -> None:
+    decoder = wire.Decoder(most)
+    decoder.feed(wire.frame(wire.OUT, bytes(10))[:5])
+    with pytest.raises(ValueError, match="too long") if refused else contextlib.nullcontext():
+        assert decoder.take() is None
 
 
 async def test_a_frame_too_large_ends_the_listening(client: Client) -> None:
