@@ -23,6 +23,7 @@ from consoles.streams.fifo import open_fifo
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from runphi_async.config.loading import load
+from runphi_async.wire.outgoing import Outgoing, Outlet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,7 +173,7 @@ async def _fan_out(directory: Path, mebibytes: int, count: int) -> tuple[float, 
         ours.setblocking(False)
         reader = _cat(theirs)
         theirs.close()
-        sink = hub.attach(ours, start=0, rows=0, limit=2 * total, on_gone=lambda: None, age=math.inf)
+        sink = hub.attach(Outlet(Outgoing(ours)), start=0, rows=0, limit=2 * total, age=math.inf)
         sink.eager = False
         clients.append((ours, sink, reader))
     hub.start()

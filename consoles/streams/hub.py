@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from consoles.streams.sinks.attach import AttachSink
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-
     from consoles.streams.journal import Journal
+    from consoles.streams.sinks.attach import Outlet
 
 #: One turn of the loop takes at most this from one guest, so that fifty talking guests share the loop fairly.
 TURN: Final = 1 << 20
@@ -145,12 +143,11 @@ class Hub:
 
     def attach(
         self,
-        sock: socket.socket,
+        outlet: Outlet,
         *,
         start: int | None,
         rows: int,
         limit: int,
-        on_gone: Callable[[], None],
         age: float = math.inf,
     ) -> AttachSink:
         """Add a client.
@@ -160,7 +157,7 @@ class Hub:
         if start is None:
             start = self.screen_start(rows or DEFAULT_ROWS)
         start = min(max(start, self.journal.base), self.journal.tail)
-        client = AttachSink(self.journal, sock, start, limit, on_gone, age)
+        client = AttachSink(self.journal, outlet, start, limit, age)
         self._clients.add(client)
         client.pump()
         return client

@@ -17,8 +17,8 @@ from runphi_async.oci import signals
 from runphi_async.terminals import replay
 from runphi_async.terminals.people import Role, Wish
 from runphi_async.terminals.sessions import Session, hangup, read_size, who_is
-from runphi_async.wire.call import ClientGone
 from runphi_async.wire.flags import ESCAPE, PEOPLE, STDIN, TERMINAL
+from runphi_async.wire.outgoing import ClientGone, Outlet
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -164,7 +164,7 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
     if guest.settled.is_set():  # it ended meanwhile
         return guest.record.exit_code or 0
     rows = size.rows if size is not None else 0
-    sink = console.attach(call.sock, start, rows, call.gone.set)
+    sink = console.attach(Outlet(call.outgoing), start, rows)
     session = people.join(who, order.how, order.wish, sink, quiet=order.quiet, size=size)
     try:
         async with anyio.create_task_group() as tasks:

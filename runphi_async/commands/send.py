@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from consoles.streams.sinks.attach import AttachStatistics
-from runphi_async import regular, wire
+from runphi_async import regular
 from runphi_async.aio.waiting import either
 from runphi_async.config.schema import Size
 from runphi_async.errors import RunphiError, StateError, UsageError
@@ -50,12 +50,12 @@ class Feeder:
         """Return how much was sent."""
         return AttachStatistics(self.sent, 0, 0, 0)
 
-    def push(self, data: bytes) -> None:
+    def notice(self, text: bytes) -> None:
         """Show a notice to nobody."""
 
-    def tell(self, kind: bytes, payload: bytes) -> None:
+    def role(self, name: bytes) -> None:
         """Learn the sender's role."""
-        if kind == wire.ROLE and payload == Role.OBSERVER.encode():
+        if name == Role.OBSERVER.encode():
             self.demoted.set()
 
 

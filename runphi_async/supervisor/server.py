@@ -12,7 +12,8 @@ import anyio
 from runphi_async import wire
 from runphi_async.aio.waiting import is_cancelled
 from runphi_async.commands import cli
-from runphi_async.wire.call import Call, ClientGone
+from runphi_async.wire.call import Call
+from runphi_async.wire.outgoing import ClientGone
 
 if TYPE_CHECKING:
     import socket

@@ -28,13 +28,10 @@ from runphi_async.partition.logplan import LogPlan
 from runphi_async.terminals.consolelogs import ConsoleLogs
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-
     import anyio.abc
 
     from consoles.streams.input import Input
-    from consoles.streams.sinks.attach import AttachSink
+    from consoles.streams.sinks.attach import AttachSink, Outlet
     from runphi_async.config.schema import Config
     from runphi_async.record.store import Record
     from runphi_async.terminals.consolelogs import Note
@@ -107,10 +104,10 @@ class Stream:
         if self._feed is not None:
             tasks.start_soon(self._feed.run, name=f"channel {self.name}")
 
-    def attach(self, sock: socket.socket, start: int | None, rows: int, on_gone: Callable[[], None]) -> AttachSink:
+    def attach(self, outlet: Outlet, start: int | None, rows: int) -> AttachSink:
         """Add a person; see ``Hub.attach``."""
         limit, age = self._limits.attach_buffer_bytes, self._limits.attach_buffer_seconds
-        return self.hub.attach(sock, start=start, rows=rows, limit=limit, on_gone=on_gone, age=age)
+        return self.hub.attach(outlet, start=start, rows=rows, limit=limit, age=age)
 
     # Section: what happens to it
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from consoles.sources.base import Source
     from consoles.streams.input import Input
-    from consoles.streams.sinks.attach import AttachSink
+    from consoles.streams.sinks.attach import AttachSink, Outlet
     from runphi_async.config.schema import Config
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.terminals.consolelogs import Note
@@ -163,10 +163,10 @@ class Console:
         """The descriptor of the engine's terminal (its size can be asked)."""
         return self.stdio.fileno()
 
-    def attach(self, sock: socket.socket, start: int | None, rows: int, on_gone: Callable[[], None]) -> AttachSink:
+    def attach(self, outlet: Outlet, start: int | None, rows: int) -> AttachSink:
         """Add a person; see ``Hub.attach``."""
         limit, age = self._limits.attach_buffer_bytes, self._limits.attach_buffer_seconds
-        return self.hub.attach(sock, start=start, rows=rows, limit=limit, on_gone=on_gone, age=age)
+        return self.hub.attach(outlet, start=start, rows=rows, limit=limit, age=age)
 
     async def drain(self) -> bool:
         """The guest has ended: bring all it printed to its lossless readers, as far as they take it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import anyio
 
 from consoles.streams import terminal
-from runphi_async import digits, wire
+from runphi_async import digits
 from runphi_async.terminals.people import Change, People, Role, Wish
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ class Output(Protocol):
         """Return the client's numbers."""
         ...
 
-    def push(self, data: bytes) -> None:
-        """Send a frame."""
+    def notice(self, text: bytes) -> None:
+        """Say lines to the person."""
         ...
 
-    def tell(self, kind: bytes, payload: bytes) -> None:
-        """Send a frame of which only the latest of its kind counts."""
+    def role(self, name: bytes) -> None:
+        """Say what the person may do; only the latest counts."""
         ...
 
 
@@ -109,7 +109,7 @@ class Session:
 
     def say(self, text: str) -> None:
         """Send lines to the person."""
-        self.sink.push(wire.frame(wire.NOTICE, text.encode("utf-8", "replace")))
+        self.sink.notice(text.encode("utf-8", "replace"))
 
 
 class Row(NamedTuple):
@@ -228,7 +228,7 @@ class Sessions:
                 continue
             session.warned = False
             session.sink.eager = self._people.role(number).types
-            session.sink.tell(wire.ROLE, self._people.role(number).encode())
+            session.sink.role(self._people.role(number).encode())
             if session.size is not None and self._counts(number):
                 self._resize(*session.size)
         for notice in change.notices:

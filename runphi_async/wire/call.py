@@ -16,6 +16,7 @@ import anyio
 
 from runphi_async import digits, wire
 from runphi_async.errors import RunphiError
+from runphi_async.wire.outgoing import ClientGone, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ FRAME_MAX: Final = 1 << 20
 _SO_PEERGROUPS: Final = 59  # asm-generic/socket.h
 #: The most that getsockopt of Python asks for: 256 groups.
 _GROUPS_ROOM: Final = 1024
-#: Seconds a client has to say what it wants, and to take an answer.
+#: Seconds a client has to say what it wants.
 PATIENCE: Final = 30.0
 
 
@@ -46,10 +47,6 @@ def _text(field: bytes) -> str:
     if b"\0" in field:
         raise ValueError("a word holds a NUL character")
     return os.fsdecode(field)
-
-
-class ClientGone(RunphiError):
-    """Raised when the thin client left before its answer was complete."""
 
 
 class Call:
@@ -71,6 +68,7 @@ class Call:
         self.uid = -1
         #: set when the client has closed its end
         self.gone = anyio.Event()
+        self.outgoing = Outgoing(sock, self.gone.set)
         self._send, self._frames = anyio.create_memory_object_stream[tuple[bytes, bytes]](64)
         self._decoder = wire.Decoder(FRAME_MAX)
 
@@ -159,20 +157,11 @@ class Call:
     # Section: what the client is told
 
     async def send(self, kind: bytes, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send one frame, with descriptors if given."""
-        data = memoryview(wire.frame(kind, payload))
-        with anyio.move_on_after(PATIENCE) as scope:
-            while data:
-                try:
-                    sent = socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
-                except BlockingIOError:
-                    await anyio.wait_writable(self.sock)
-                    continue
-                except OSError as exc:
-                    raise ClientGone("the client has gone") from exc
-                data, fds = data[sent:], ()
-        if scope.cancelled_caught:
-            raise ClientGone("the client does not take its answer")
+        """Send one frame, with descriptors if given.
+
+        :raises ClientGone: the client has gone, or does not take it.
+        """
+        await self.outgoing.send(wire.frame(kind, payload), fds)
 
     async def out(self, text: str | bytes) -> None:
         """Print on the client's stdout."""
@@ -209,6 +198,7 @@ class Call:
     def close(self) -> None:
         """Hang up."""
         self.close_fds()
+        self.outgoing.close()
         self.sock.close()
         self._frames.close()
         self._send.close()

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consoles.streams.sinks.attach import LEAST, WORDS, Age, AttachSink, frame
+from consoles.streams.sinks.attach import LEAST, WORDS, Age, AttachSink
+from runphi_async.wire.console import unpack_offset
+from runphi_async.wire.outgoing import Outgoing, Outlet
 from tests.unit.consolekit import journals, pattern, until
+from tests.unit.wirekit import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,31 +72,21 @@ def test_it_only_ever_goes_forward_and_never_past_the_end(steps: list[tuple[floa
         assert len(age._ends) <= 12
 
 
-class Client:
+class Client(Peer):
     def __init__(self, journal: Journal, age: float) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        for sock in (self.ours, self.theirs):
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-        self.sink = AttachSink(journal, self.ours, 0, 1 << 30, lambda: None, age)
-        self.data = b""
+        super().__init__(8192)
+        self.outgoing = Outgoing(self.ours)
+        self.sink = AttachSink(journal, Outlet(self.outgoing), 0, 1 << 30, age)
 
-    def read(self) -> list[tuple[bytes, bytes]]:
-        try:
-            while data := self.theirs.recv(1 << 20):
-                self.data += data
-        except BlockingIOError:
-            pass
-        frames = []
-        while len(self.data) >= 5 and len(self.data) >= (end := 5 + int.from_bytes(self.data[1:5], "big")):
-            frames.append((self.data[:1], self.data[5:end]))
-            self.data = self.data[end:]
-        return frames
+    @property
+    def has_all(self) -> bool:
+        statistics = self.sink.statistics()
+        return statistics.lag == 0 and statistics.unread == 0 and not self.half
 
     def close(self) -> None:
         self.sink.close()
-        self.ours.close()
-        self.theirs.close()
+        self.outgoing.close()
+        super().close()
 
 
 async def test_a_client_that_was_asleep_is_shown_the_present(journal: Journal) -> None:
@@ -110,11 +101,11 @@ async def test_a_client_that_was_asleep_is_shown_the_present(journal: Journal) -
     frames: list[tuple[bytes, bytes]] = []
 
     def all_read() -> bool:
-        frames.extend(client.read())
-        return client.sink.statistics().lag == 0 and client.sink.statistics().unread == 0 and not client.data
+        frames.extend(client.frames())
+        return client.has_all
 
     await until(all_read)
-    skips = [struct.unpack(">Q", payload)[0] for kind, payload in frames if kind == b"K"]
+    skips = [unpack_offset(payload) for kind, payload in frames if kind == b"K"]
     assert len(skips) == 1
     assert client.sink.skipped > 300_000
     shown = b"".join(payload for kind, payload in frames if kind == b"O")
@@ -131,9 +122,9 @@ async def test_a_client_that_keeps_up_is_never_skipped(journal: Journal) -> None
         journal.append(pattern(total, 3000))
         total += 3000
         client.sink.pump()
-        frames += client.read()
+        frames += client.frames()
         await until(lambda: client.sink.statistics().lag == 0)
-    frames += client.read()
+    frames += client.frames()
     assert client.sink.skipped == 0
     assert b"".join(payload for kind, payload in frames if kind == b"O") == pattern(0, total)
     client.close()
@@ -144,13 +135,13 @@ async def test_words_of_ours_are_bounded_and_of_a_fact_only_the_latest_counts(jo
     journal.append(bytes(100_000))
     client.sink.pump()
     for number in range(1000):
-        client.sink.push(frame(b"N", b"%d" % number))
-        client.sink.tell(b"W", b"role %d" % number)
+        client.sink.notice(b"%d" % number)
+        client.sink.role(b"role %d" % number)
     frames: list[tuple[bytes, bytes]] = []
 
     def all_read() -> bool:
-        frames.extend(client.read())
-        return client.sink.statistics().lag == 0 and client.sink.statistics().unread == 0 and not client.data
+        frames.extend(client.frames())
+        return client.has_all
 
     await until(all_read)
     assert [payload for kind, payload in frames if kind == b"N"] == [b"%d" % n for n in range(1000 - WORDS, 1000)]

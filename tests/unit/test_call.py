@@ -22,7 +22,9 @@ from runphi_async.container.registry import Supervisor
 from runphi_async.errors import RunphiError
 from runphi_async.supervisor.server import Server
 from runphi_async.wire import call as call_module
-from runphi_async.wire.call import FRAME_MAX, REQUEST_MAX, Call, ClientGone
+from runphi_async.wire import outgoing
+from runphi_async.wire.call import FRAME_MAX, REQUEST_MAX, Call
+from runphi_async.wire.outgoing import ClientGone
 from tests.unit.consolekit import PATIENCE
 from tests.unit.wirekit import frames_of, whole
 
@@ -163,7 +165,7 @@ async def test_a_client_that_says_nothing_is_given_up(client: Client, monkeypatc
 
 
 async def test_a_client_that_takes_nothing_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_module, "PATIENCE", 0.02)
+    monkeypatch.setattr(outgoing, "PATIENCE", 0.02)
     with pytest.raises(ClientGone, match="does not take"):
         await client.call.out(b"x" * 5_000_000)
 

@@ -8,10 +8,8 @@ marks add up; nobody's slowness is seen by the guest or by another client.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import socket
-import struct
+from typing import TYPE_CHECKING
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,8 +17,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
-from consoles.streams.sinks.attach import AttachSink, frame
+from runphi_async.wire.console import unpack_offset
+from runphi_async.wire.outgoing import Outgoing, Outlet
 from tests.unit.consolekit import pattern, pipe
+from tests.unit.wirekit import Peer
+
+if TYPE_CHECKING:
+    from consoles.streams.sinks.attach import AttachSink
 
 LIMIT = 40_000
 AGE = 5.0
@@ -37,23 +40,19 @@ class Clock:
         return self.now
 
 
-class Client:
+class Client(Peer):
     """Reads frames and checks every one of them."""
 
     def __init__(self, hub: Hub, start: int) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        for sock in (self.ours, self.theirs):
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        self.data, self.offset, self.skipped, self.words = b"", -1, 0, -1
-        self.sink: AttachSink = hub.attach(self.ours, start=start, rows=0, limit=LIMIT, on_gone=lambda: None, age=AGE)
+        super().__init__(4096)
+        self.offset, self.skipped, self.words = -1, 0, -1
+        self.outgoing = Outgoing(self.ours)
+        outlet = Outlet(self.outgoing)
+        self.sink: AttachSink = hub.attach(outlet, start=start, rows=0, limit=LIMIT, age=AGE)
 
     def read(self, most: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self.data += self.theirs.recv(most)
-        while len(self.data) >= 5 and len(self.data) >= (end := 5 + int.from_bytes(self.data[1:5], "big")):
-            self.frame(self.data[:1], self.data[5:end])
-            self.data = self.data[end:]
+        for kind, payload in self.frames(most):
+            self.frame(kind, payload)
 
     def frame(self, kind: bytes, payload: bytes) -> None:
         if kind == b"O":
@@ -64,17 +63,17 @@ class Client:
             self.words = int(payload)
         elif kind == b"A":
             assert self.offset == -1
-            (self.offset,) = struct.unpack(">Q", payload)
+            self.offset = unpack_offset(payload)
         else:
             assert kind == b"K"
-            (onward,) = struct.unpack(">Q", payload)
+            onward = unpack_offset(payload)
             assert onward > self.offset
             self.skipped += onward - self.offset
             self.offset = onward
 
     def close(self) -> None:
-        self.ours.close()
-        self.theirs.close()
+        self.outgoing.close()
+        super().close()
 
 
 class Console(RuleBasedStateMachine):
@@ -124,7 +123,7 @@ class Console(RuleBasedStateMachine):
 
     @rule(client=clients)
     def notice(self, client: Client) -> None:
-        client.sink.push(frame(b"N", b"%d" % self.words))
+        client.sink.notice(b"%d" % self.words)
         self.words += 1
 
     @rule(seconds=st.floats(0.001, 20))

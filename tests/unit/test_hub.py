@@ -8,8 +8,6 @@ import contextlib
 import functools
 import os
 import random
-import socket
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +16,10 @@ from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks.logfile import LOG, Place, open_log
 from consoles.streams.sinks.stdio import StdioSink
+from runphi_async.wire.console import unpack_offset
+from runphi_async.wire.outgoing import Outgoing, Outlet
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
+from tests.unit.wirekit import Peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -79,22 +80,19 @@ async def guest() -> AsyncIterator[Guest]:
     made.close()
 
 
-class Person:
+class Person(Peer):
     """An attached client that reads when it is told to."""
 
     def __init__(self, hub: Hub, *, start: int | None = None, rows: int = 0, limit: int = 100_000) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        for sock in (self.ours, self.theirs):
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        super().__init__(8192)
         self.hub = hub
         self.left = False
-        self.data = b""
         self.start = -1
         self.offset = -1
         self.skipped = 0
         self.shown: list[tuple[int, bytes]] = []
-        self.sink: AttachSink = hub.attach(self.ours, start=start, rows=rows, limit=limit, on_gone=self.leave)
+        self.outgoing = Outgoing(self.ours, self.leave)
+        self.sink: AttachSink = hub.attach(Outlet(self.outgoing), start=start, rows=rows, limit=limit)
 
     def leave(self) -> None:
         self.left = True
@@ -102,13 +100,8 @@ class Person:
 
     def read(self, most: int = 1 << 20) -> bytes:
         """Read what is there; return all that was shown so far."""
-        with contextlib.suppress(BlockingIOError):
-            while most > 0 and (data := self.theirs.recv(min(most, 1 << 16))):
-                self.data += data
-                most -= len(data)
-        while len(self.data) >= 5 and len(self.data) >= (end := 5 + int.from_bytes(self.data[1:5], "big")):
-            self.frame(self.data[:1], self.data[5:end])
-            self.data = self.data[end:]
+        for kind, payload in self.frames(most):
+            self.frame(kind, payload)
         return self.text
 
     def frame(self, kind: bytes, payload: bytes) -> None:
@@ -116,7 +109,7 @@ class Person:
             self.shown.append((self.offset, payload))
             self.offset += len(payload)
             return
-        (onward,) = struct.unpack(">Q", payload)
+        onward = unpack_offset(payload)
         if kind == b"A":
             assert self.start == -1
             self.start = onward
@@ -137,8 +130,8 @@ class Person:
     def close(self) -> None:
         if not self.left:
             self.hub.detach(self.sink)
-        self.ours.close()
-        self.theirs.close()
+        self.outgoing.close()
+        super().close()
 
 
 async def test_every_sink_gets_every_byte(guest: Guest, tmp_path: Path) -> None:
@@ -466,6 +459,6 @@ async def test_who_types_is_shown_the_echo_before_who_watches(guest: Guest) -> N
     await until(lambda: watcher.read() == b"x")
     guest.hub.say(bytes(100_000))  # much at once does not wait
     watcher.read()
-    assert watcher.data, "the beginning of a frame is there"
+    assert watcher.half, "the beginning of a frame is there"
     for person in (writer, watcher):
         person.close()

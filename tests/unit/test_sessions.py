@@ -10,7 +10,6 @@ import pytest
 
 from consoles.streams.sinks.attach import AttachStatistics
 from consoles.streams.terminal import Size
-from runphi_async import wire
 from runphi_async.terminals.people import Role, Wish
 from runphi_async.terminals.sessions import Session, Sessions, Who, hangup, printable, read_size
 from tests.unit.consolekit import until
@@ -27,14 +26,11 @@ class Sink:
     def statistics(self) -> AttachStatistics:
         return AttachStatistics(10, 20, 3, 4)
 
-    def push(self, data: bytes) -> None:
-        assert data[:1] == wire.NOTICE
-        assert int.from_bytes(data[1:5], "big") == len(data) - 5
-        self.notices.append(data[5:].decode())
+    def notice(self, text: bytes) -> None:
+        self.notices.append(text.decode())
 
-    def tell(self, kind: bytes, payload: bytes) -> None:
-        assert kind == wire.ROLE
-        self.roles.append(payload)
+    def role(self, name: bytes) -> None:
+        self.roles.append(name)
 
 
 class Console:

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +14,10 @@ import pytest
 from consoles.streams import terminal
 from consoles.streams.sinks.attach import AttachSink
 from consoles.streams.sinks.stdio import StdioSink
+from runphi_async.wire.console import pack_offset, unpack_offset
+from runphi_async.wire.outgoing import Outgoing, Outlet
 from tests.unit.consolekit import Progress, drain, journals, pattern, pipe, read_until, until
+from tests.unit.wirekit import Peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -201,37 +202,19 @@ async def test_closing_stdio_twice_and_while_it_waits(journal: Journal, stdio: C
 # Section: attach
 
 
-class Client:
-    """The other end of an attach socket: takes frames apart."""
+class Client(Peer):
+    """Somebody who watches."""
 
     def __init__(self, journal: Journal, start: int = 0, limit: int = 1 << 18, buffer: int | None = None) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        for sock in (self.ours, self.theirs):
-            sock.setblocking(False)
-            if buffer is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        super().__init__(buffer)
         self.gone = Progress()
-        self.sink = AttachSink(journal, self.ours, start, limit, self.gone)
-        self.data = b""
-
-    def frames(self) -> list[tuple[bytes, bytes]]:
-        with contextlib.suppress(BlockingIOError):
-            while data := self.theirs.recv(1 << 20):
-                self.data += data
-        found = []
-        while len(self.data) >= 5:
-            end = 5 + int.from_bytes(self.data[1:5], "big")
-            if len(self.data) < end:
-                break
-            found.append((self.data[:1], self.data[5:end]))
-            self.data = self.data[end:]
-        return found
+        self.outgoing = Outgoing(self.ours, self.gone)
+        self.sink = AttachSink(journal, Outlet(self.outgoing), start, limit)
 
     def close(self) -> None:
         self.sink.close()
-        self.ours.close()
-        self.theirs.close()
+        self.outgoing.close()
+        super().close()
 
 
 @pytest.fixture
@@ -247,15 +230,11 @@ async def client(journal: Journal) -> AsyncIterator[Callable[..., Client]]:
         one.close()
 
 
-def at(offset: int) -> bytes:
-    return struct.pack(">Q", offset)
-
-
 async def test_a_client_learns_its_offset_first(journal: Journal, client: Callable[..., Client]) -> None:
     journal.append(b"0123456789")
     one = client(start=4)
     one.sink.pump()
-    assert one.frames() == [(b"A", at(4)), (b"O", b"456789")]
+    assert one.frames() == [(b"A", pack_offset(4)), (b"O", b"456789")]
     journal.append(b"!")
     one.sink.pump()
     assert one.frames() == [(b"O", b"!")]
@@ -275,7 +254,7 @@ async def test_a_slow_client_is_moved_forward_and_told(journal: Journal, client:
 
     def finished() -> bool:
         frames.extend(one.frames())
-        return one.sink.statistics().lag == 0 and not one.data and not one.sink._pending
+        return one.sink.statistics().lag == 0 and not one.half and not one.outgoing.full
 
     await until(finished)
     frames.extend(one.frames())
@@ -284,7 +263,7 @@ async def test_a_slow_client_is_moved_forward_and_told(journal: Journal, client:
             shown[offset] = payload
             offset += len(payload)
         else:
-            onward = struct.unpack(">Q", payload)[0]
+            onward = unpack_offset(payload)
             assert kind == (b"A" if not shown else b"K") or offset == 0
             skipped += onward - offset
             offset = onward
@@ -307,7 +286,7 @@ async def test_a_client_behind_what_is_kept_is_moved_forward(journal: Journal, c
     frames: list[tuple[bytes, bytes]] = []
     await until(lambda: more(frames, one) and (one.sink.statistics().lag == 0))
     await until(lambda: more(frames, one) and (sum(len(p) for k, p in frames if k == b"O") == 1 << 20))
-    assert frames[:2] == [(b"A", at(0)), (b"K", at(2 << 20))]
+    assert frames[:2] == [(b"A", pack_offset(0)), (b"K", pack_offset(2 << 20))]
     assert b"".join(payload for kind, payload in frames if kind == b"O") == pattern(2 << 20, 1 << 20)
 
 
@@ -315,7 +294,7 @@ async def test_other_frames_go_behind_what_is_on_its_way(journal: Journal, clien
     one = client(buffer=4096)
     journal.append(pattern(0, 60_000))
     one.sink.pump()
-    one.sink.push(b"N\0\0\0\2hi")
+    one.sink.notice(b"hi")
     frames: list[tuple[bytes, bytes]] = []
     await until(lambda: more(frames, one) and ((b"N", b"hi") in frames))
     assert b"".join(p for k, p in frames if k == b"O") == pattern(0, 60_000)
@@ -327,7 +306,7 @@ async def test_a_client_that_left_is_reported_once(journal: Journal, client: Cal
     journal.append(b"x")
     one.sink.pump()
     one.sink.pump()
-    one.sink.push(b"N\0\0\0\0")
+    one.sink.notice(b"")
     assert one.gone.calls == 1
     await asyncio.wait_for(one.sink.drained(), 1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A person on a console: a socket that is fed as fast as it takes and skipped forward when it does not.
+"""A person on a console: an outlet that is fed as fast as it takes and skipped forward when it does not.
 
 A slow client never slows the guest, the engine's stdio or another client (moby#41827, cri-o#7945); what it missed
 is said in its own stream and counted. It may lag by so many bytes and by so many seconds, whichever comes first.
@@ -8,16 +8,11 @@ is said in its own stream and counted. It may lag by so many bytes and by so man
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import math
-import struct
-import sys
-import termios
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from consoles.streams.journal import Journal
@@ -33,7 +28,7 @@ STEPS: Final = 8
 
 
 class AttachStatistics(NamedTuple):
-    """Numbers of one client, in bytes; ``lag``: still to be sent; ``unread``: in the kernel's hands, about."""
+    """Numbers of one client, in bytes; ``lag``: still to be sent; ``unread``: on its way, about."""
 
     sent: int
     skipped: int
@@ -72,85 +67,136 @@ class Age:
         self._ends.clear()
 
 
+class Outlet(Protocol):
+    """Where a person's console comes out: a connection that has words of its own for what it is told."""
+
+    @property
+    def full(self) -> bool:
+        """Whether it has not got rid of what it was given, or has gone; until it has, it is given nothing more."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody is there any more."""
+        ...
+
+    @property
+    def sent(self) -> int:
+        """Bytes that it has sent."""
+        ...
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent and have not been read, about."""
+        ...
+
+    def when_room(self, callback: Callable[[], None] | None) -> None:
+        """Call ``callback`` whenever ``full`` has become false, and when it has gone; None: nobody any more."""
+        ...
+
+    def start(self, offset: int) -> None:
+        """The console begins at this byte."""
+        ...
+
+    def output(self, data: bytes) -> None:
+        """The guest printed this."""
+        ...
+
+    def skip(self, offset: int) -> None:
+        """It goes on at this byte."""
+        ...
+
+    def notice(self, text: bytes) -> None:
+        """Lines for the person, not the guest's."""
+        ...
+
+    def role(self, name: bytes) -> None:
+        """What the person may do from now on."""
+        ...
+
+
 class AttachSink:
     """Feeds one attached client from the journal.
 
-    :param sock: connected non-blocking stream socket; not owned.
     :param start: absolute offset of the first byte to show.
     :param limit: a client that lags more bytes than this is moved forward.
-    :param on_gone: called once when the client's socket fails.
     :param age: a client that lags more seconds than this is moved forward, too.
-
-    Frames are one type byte, a 32-bit big-endian length and the payload: ``A`` start offset, ``O`` output,
-    ``K`` skipped (64-bit big-endian: offset it goes on at), and what ``push`` and ``tell`` are given.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        sock: socket.socket,
-        start: int,
-        limit: int,
-        on_gone: Callable[[], None],
-        age: float = math.inf,
-    ) -> None:
+    def __init__(self, journal: Journal, outlet: Outlet, start: int, limit: int, age: float = math.inf) -> None:
         self._journal = journal
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._outlet = outlet
         self._limit = limit
-        self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._age = Age(age)
-        self._pending = memoryview(frame(b"A", struct.pack(">Q", start)))
-        self._facts: dict[bytes, bytes] = {}
-        self._words: deque[bytes] = deque(maxlen=WORDS)
-        self._waiting = False
+        self._begun = False
+        self._role: bytes | None = None
+        self._notices: deque[bytes] = deque(maxlen=WORDS)
         self._closed = False
         self._idle = asyncio.Event()
+        outlet.when_room(self._go_on)
         #: whether it is to be fed at once; whoever only watches can wait for a moment (``consoles.streams.hub``)
         self.eager = True
         self.offset = start
-        self.sent = 0
         self.skipped = 0
 
     def statistics(self) -> AttachStatistics:
         """Return what the client got and missed so far."""
-        return AttachStatistics(self.sent, self.skipped, self._journal.tail - self.offset, self._unread())
-
-    def _unread(self) -> int:
-        if self._closed:
-            return 0
-        try:
-            return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        except OSError:
-            return 0
+        outlet = self._outlet
+        return AttachStatistics(outlet.sent, self.skipped, self._journal.tail - self.offset, outlet.unread)
 
     def pump(self) -> None:
         """Send what there is, as far as the client takes it."""
-        if self._waiting:
+        if self._closed:
+            return
+        if self._outlet.full:
+            self._wait()
+        else:
+            self._feed()
+
+    def notice(self, text: bytes) -> None:
+        """Send lines to the person behind what is already on its way; too many of them push the oldest out."""
+        if not self._closed:
+            self._notices.append(text)
+            self.pump()
+
+    def role(self, name: bytes) -> None:
+        """Send what the person may do; only the latest counts."""
+        if not self._closed:
+            self._role = name
+            self.pump()
+
+    def _feed(self) -> None:
+        while self._next():
+            if self._outlet.full:
+                self._wait()
+                return
+        self._idle.set()
+
+    def _wait(self) -> None:
+        """Look again when there is room; how old grows what waits meanwhile?"""
+        if not self._closed:
+            self._idle.clear()
             self._age.note(self._loop.time(), self._journal.tail)
+
+    def _go_on(self) -> None:
+        if self._outlet.gone:
+            self.close()
         elif not self._closed:
-            self._send()
-
-    def push(self, data: bytes) -> None:
-        """Send a frame of another kind behind what is already on its way; too many of them push the oldest out."""
-        if not self._closed:
-            self._words.append(data)
-            self.pump()
-
-    def tell(self, kind: bytes, payload: bytes) -> None:
-        """Send a frame of which only the latest of its kind counts."""
-        if not self._closed:
-            self._facts[kind] = frame(kind, payload)
-            self.pump()
+            self._feed()
 
     def _next(self) -> bool:
-        if self._facts:
-            self._pending = memoryview(b"".join(self._facts.values()))
-            self._facts.clear()
+        """Give the outlet one thing; return whether there was one."""
+        if not self._begun:
+            self._begun = True
+            self._outlet.start(self.offset)
             return True
-        if self._words:
-            self._pending = memoryview(self._words.popleft())
+        if self._role is not None:
+            name, self._role = self._role, None
+            self._outlet.role(name)
+            return True
+        if self._notices:
+            self._outlet.notice(self._notices.popleft())
             return True
         lag = self._journal.tail - self.offset
         if lag <= 0:
@@ -160,11 +206,11 @@ class AttachSink:
         if onward > self.offset:
             self.skipped += onward - self.offset
             self.offset = onward
-            self._pending = memoryview(frame(b"K", struct.pack(">Q", onward)))
+            self._outlet.skip(onward)
             return True
         data = self._journal.read(self.offset, CHUNK)
         self.offset += len(data)
-        self._pending = memoryview(frame(b"O", data))
+        self._outlet.output(data)
         return True
 
     def _onward(self, lag: int) -> int:
@@ -173,44 +219,15 @@ class AttachSink:
             return max(self._journal.base, self._journal.tail - self._limit // 2)
         return self._age.onward(self._loop.time(), self.offset, self._journal.tail)
 
-    def _send(self) -> None:
-        while self._pending or self._next():
-            try:
-                sent = self._sock.send(self._pending)
-            except BlockingIOError:
-                if not self._waiting:
-                    self._waiting = True
-                    self._idle.clear()
-                    self._age.note(self._loop.time(), self._journal.tail)
-                    self._loop.add_writer(self._fd, self._send)
-                return
-            except OSError:
-                self.close()
-                self._on_gone()
-                return
-            self.sent += sent
-            self._pending = self._pending[sent:]
-        self._stop_waiting()
-        self._idle.set()
-
-    def _stop_waiting(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            self._loop.remove_writer(self._fd)
-
     async def drained(self) -> None:
-        """Wait until everything printed so far has been handed to the client's socket."""
+        """Wait until everything printed so far has been handed to the client's connection, or it has gone."""
         self.pump()
         if not self._closed:
             await self._idle.wait()
 
     def close(self) -> None:
-        """Stop feeding; the socket stays the caller's."""
-        self._closed = True
-        self._stop_waiting()
-        self._idle.set()
-
-
-def frame(kind: bytes, payload: bytes) -> bytes:
-    """Frame ``payload`` as the thin client reads it: type byte, 32-bit big-endian length, payload."""
-    return kind + len(payload).to_bytes(4, "big") + payload
+        """Stop feeding; the outlet stays the caller's, and completes what it was given."""
+        if not self._closed:
+            self._closed = True
+            self._outlet.when_room(None)
+            self._idle.set()
