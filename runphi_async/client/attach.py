@@ -16,7 +16,7 @@ import termios
 from runphi_async import wire
 from runphi_async.client import connection
 from runphi_async.client import keys as client_keys
-from runphi_async.wire.flags import ESCAPE, FORWARD, PEOPLE, SAFE, STDIN, TERMINAL
+from runphi_async.wire.console import AttachStart, unpack_offset
 
 TYPE_CHECKING = False  # type checkers know the name; `typing` would be one more file to load
 if TYPE_CHECKING:
@@ -85,23 +85,23 @@ class Console:
         self, link: connection.Link, payload: bytes, again: "Callable[[list[bytes]], connection.Link | str]"
     ) -> None:
         self.link = link
-        self.flags = payload[0]
-        self.terminal = Terminal(bool(self.flags & TERMINAL))
-        keys = payload[1:]
-        self.escape = client_keys.EscapeKey(keys[:1] if self.flags & ESCAPE else b"")
-        self.keys = client_keys.DetachKeys(keys[len(self.escape.key) :] if self.flags & TERMINAL else b"")
+        start = AttachStart.decode(payload)
+        self.start = start
+        self.terminal = Terminal(start.terminal)
+        self.escape = client_keys.EscapeKey(start.escape)
+        self.keys = client_keys.DetachKeys(start.detach if start.terminal else b"")
         self.again = again
         self.offset = 0
         self.role = b""
-        self.read_input = bool(self.flags & STDIN)
+        self.read_input = start.stdin
         self.signals = b""
         self.safe = None
-        if self.flags & SAFE:
+        if start.safe:
             from consoles.streams.safe import Safe
 
             self.safe = Safe()
         self.wake, self.wake_in = posix.pipe()
-        self.marked = bool(self.flags & PEOPLE) and posix.isatty(1)
+        self.marked = start.people and posix.isatty(1)
         self.clever = posix.environ.get(b"TERM", b"dumb") not in (b"", b"dumb")
         self.tag = posix.urandom(2).hex().encode()
         self.line_start = True
@@ -120,7 +120,7 @@ class Console:
         for number in NOTED:
             signal.signal(number, self.on_signal)
         self.terminal.enter()
-        if self.flags & TERMINAL:
+        if self.start.terminal:
             self.link.send(wire.RESIZE, window())
         while True:
             try:
@@ -166,9 +166,9 @@ class Console:
             self.offset += len(payload)
             self.show(self.safe.feed(payload) if self.safe else payload)
         elif kind == wire.CONSOLE_AT:
-            self.offset = int.from_bytes(payload, "big")
+            self.offset = unpack_offset(payload)
         elif kind == wire.SKIPPED:
-            onward = int.from_bytes(payload, "big")
+            onward = unpack_offset(payload)
             self.skipped(onward - self.offset)
             self.offset = onward
         elif kind == wire.PAINT:
@@ -212,7 +212,7 @@ class Console:
             self.mark(b"%d bytes skipped" % count)
             return
         self.show(b"\r\n[runphi: %d bytes skipped]\r\n" % count)
-        if self.flags & PEOPLE:
+        if self.start.people:
             self.mark(b"%d bytes skipped before byte %d" % (count, self.offset + count))
 
     # Section: what the person does
@@ -228,9 +228,9 @@ class Console:
             elif number == signal.SIGCONT:  # the shell has set the terminal as it likes it meanwhile
                 self.terminal.restore()
                 self.terminal.enter()
-                if self.flags & TERMINAL:
+                if self.start.terminal:
                     self.link.send(wire.RESIZE, window())
-            elif self.flags & FORWARD:
+            elif self.start.forward:
                 self.link.send(wire.SIGNAL, b"%d" % number)
             else:
                 return 128 + number
@@ -325,7 +325,7 @@ class Console:
     def reconnect(self) -> "int | str | None":
         """Reach a new supervisor and go on at the next byte (only a plain attach can: `run` has lost its reply)."""
         self.link.sock.close()
-        if self.flags & FORWARD:
+        if self.start.forward:
             return LOST
         for _ in range(connection.TRIES):
             try:
@@ -347,7 +347,7 @@ class Console:
         if kind != wire.ATTACH:
             return LOST
         link.sock.setblocking(True)
-        if self.flags & TERMINAL:
+        if self.start.terminal:
             link.send(wire.RESIZE, window())
         self.link = link
         return None

@@ -17,7 +17,7 @@ from runphi_async.oci import signals
 from runphi_async.terminals import replay
 from runphi_async.terminals.people import Role, Wish
 from runphi_async.terminals.sessions import Session, hangup, read_size, who_is
-from runphi_async.wire.flags import ESCAPE, PEOPLE, STDIN, TERMINAL
+from runphi_async.wire.console import AttachStart
 from runphi_async.wire.outgoing import ClientGone, Outlet
 
 if TYPE_CHECKING:
@@ -108,8 +108,9 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         raise StateError("container not running", f"runphi logs {given.id} shows what it printed")
     is_terminal = _is_terminal(call)
     # An observer's terminal is read as well: the escape key is how an observer leaves.
-    flags = PEOPLE | (TERMINAL if is_terminal else 0) | (STDIN if is_terminal or not given.observe else 0)
-    await call.send(wire.ATTACH, bytes((flags | (ESCAPE if escape else 0),)) + escape + keys)
+    reads = is_terminal or not given.observe
+    shown = AttachStart(terminal=is_terminal, stdin=reads, people=True, escape=escape, detach=keys)
+    await call.send(wire.ATTACH, shown.encode())
     order = Order(
         wish=_wish(given),
         how=f"{name} t" if is_terminal and escape else "--take",

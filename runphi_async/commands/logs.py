@@ -16,7 +16,7 @@ from runphi_async import digits, wire
 from runphi_async.aio.waiting import either
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.terminals.consolelogs import raw_directory
-from runphi_async.wire.flags import SAFE
+from runphi_async.wire.console import AttachStart, pack_offset
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -56,9 +56,9 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     if stream is not None:
         await stream.logs.caught_up()
     start = await anyio.to_thread.run_sync(_start, directory, given)
-    await call.send(wire.ATTACH, bytes((SAFE if given.safe else 0,)))
+    await call.send(wire.ATTACH, AttachStart(safe=given.safe).encode())
     suspicious = False
-    await call.send(wire.CONSOLE_AT, start.to_bytes(8, "big"))
+    await call.send(wire.CONSOLE_AT, pack_offset(start))
     while True:
         news = anyio.Event()
         ended = guest.settled.is_set()
@@ -115,7 +115,7 @@ async def _copy(call: Call, directory: str, start: int) -> tuple[int, bool]:
             return start, suspicious
         suspicious = suspicious or TRICKS.search(data) is not None
         if at != start:
-            await call.send(wire.SKIPPED, at.to_bytes(8, "big"))
+            await call.send(wire.SKIPPED, pack_offset(at))
         await call.send(wire.CONSOLE, data)
         start = at + len(data)
 

@@ -14,7 +14,7 @@ from consoles.streams.logs.files import history
 from runphi_async import digits, regular, wire
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.terminals.consolelogs import plans
-from runphi_async.wire.flags import SAFE
+from runphi_async.wire.console import AttachStart, pack_offset
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -49,8 +49,8 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     if given.idle is not None and not given.idle >= 0:  # nan is neither
         raise UsageError("--idle wants seconds, 0 or more")
     files = await anyio.to_thread.run_sync(_files, call, supervisor, options, given.file)
-    await call.send(wire.ATTACH, bytes((SAFE if given.safe else 0,)))
-    await call.send(wire.CONSOLE_AT, max(0, given.start).to_bytes(8, "big"))
+    await call.send(wire.ATTACH, AttachStart(safe=given.safe).encode())
+    await call.send(wire.CONSOLE_AT, pack_offset(max(0, given.start)))
     player = Player(call, speed, given.idle, max(0, given.start))
     for path in files:
         await player.play(path)

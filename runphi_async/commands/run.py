@@ -13,7 +13,7 @@ from runphi_async.commands import attach, create, detachkeys
 from runphi_async.commands.cli import PassThrough
 from runphi_async.container.creation import Creation, is_wanted, read_bundle
 from runphi_async.terminals.people import Wish
-from runphi_async.wire.flags import FORWARD, STDIN, TERMINAL
+from runphi_async.wire.console import AttachStart
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -61,8 +61,8 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
 
 async def _with_terminal(call: Call, supervisor: Supervisor, guest: Guest) -> int:
     keys = detachkeys.parse(supervisor.config.console.detach_keys)
-    flags = TERMINAL | STDIN | FORWARD
-    await call.send(wire.ATTACH, bytes((flags,)) + keys)
+    shown = AttachStart(terminal=True, stdin=True, forward=True, detach=keys)
+    await call.send(wire.ATTACH, shown.encode())
     async with guest.lock:
         await guest.start()
     return await attach.show(call, guest, attach.Order(Wish.OWN, start=0, is_terminal=True))

@@ -378,7 +378,7 @@ class Creation:
         await driver.watch(guest.told())
         guest.save()
         self._rank((pid,))  # before the stub forks the VMM, which gets the same
-        await self._call.send(b"g")
+        await self._call.go()
 
     async def _abort(self, guest: Guest) -> None:
         await guest.end()

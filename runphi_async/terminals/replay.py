@@ -13,6 +13,7 @@ import anyio
 from consoles.streams import logreader, screen
 from runphi_async import digits, wire
 from runphi_async.errors import UnsupportedError, UsageError
+from runphi_async.wire.console import pack_offset
 
 if TYPE_CHECKING:
     from consoles.streams.hub import Hub
@@ -89,7 +90,7 @@ async def _screen(call: Call, hub: Hub, size: Size | None) -> int:
     first = max(journal.base, journal.tail - screen.PART)
     data = journal.read(first, journal.tail - first)
     painted = await anyio.to_thread.run_sync(screen.paint, data, size)
-    await call.send(wire.CONSOLE_AT, (first + painted.used).to_bytes(8, "big"))
+    await call.send(wire.CONSOLE_AT, pack_offset(first + painted.used))
     await call.send(wire.PAINT, painted.data)
     return first + painted.used
 
@@ -100,14 +101,14 @@ async def _older(call: Call, hub: Hub, log_dir: str, lines: int | None) -> int:
     if journal.base == 0 or not log_dir or not await anyio.to_thread.run_sync(_agree, log_dir, journal):
         return journal.base
     start = await anyio.to_thread.run_sync(_first, log_dir, journal, lines)
-    await call.send(wire.CONSOLE_AT, start.to_bytes(8, "big"))
+    await call.send(wire.CONSOLE_AT, pack_offset(start))
     while (left := journal.base - start) > 0:
         at, data = await anyio.to_thread.run_sync(logreader.read, log_dir, start, min(CHUNK, left))
         if not data or at >= journal.base:
-            await call.send(wire.SKIPPED, journal.base.to_bytes(8, "big"))
+            await call.send(wire.SKIPPED, pack_offset(journal.base))
             return journal.base
         if at != start:  # rotated away meanwhile
-            await call.send(wire.SKIPPED, at.to_bytes(8, "big"))
+            await call.send(wire.SKIPPED, pack_offset(at))
         await call.send(wire.CONSOLE, data)
         start = at + len(data)
     return start

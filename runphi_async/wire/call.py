@@ -174,7 +174,11 @@ class Call:
         await self.send(wire.ERR, text.encode("utf-8", "surrogateescape"))
 
     async def spawn(self, cwd: str, argv: Sequence[str], fds: Sequence[int]) -> int:
-        """Let the client fork a process with exactly ``fds`` as 0, 1, …; return its pid. It waits for ``go``."""
+        """Let the client fork a process with exactly ``fds`` as 0, 1, …; return its pid. It waits for ``go``.
+
+        :raises ClientGone: the client did not do it.
+        :raises RunphiError: a word cannot be one.
+        """
         fields = [os.fsencode(field) for field in (cwd, *argv)]
         if any(b"\0" in field for field in fields):  # nobody can be executed so: whoever let it come here did not look
             raise RunphiError("cannot start the init process: a word of its command line holds a NUL character")
@@ -184,6 +188,10 @@ class Call:
         if not pid:
             raise ClientGone("the client did not fork the init process")
         return pid
+
+    async def go(self) -> None:
+        """Let the process that ``spawn`` made begin."""
+        await self.send(wire.GO)
 
     def path(self, name: str) -> str:
         """Return a path of the command line as an absolute one."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import signal
@@ -221,7 +222,7 @@ def test_a_console_loads_its_module_only(supervisor: FakeSupervisor, run_dir: Pa
     assert loaded(run_dir, "attach", "c1") <= CLIENT | {
         "runphi_async.client.attach",
         "runphi_async.client.keys",
-        "runphi_async.wire.flags",
+        "runphi_async.wire.console",
         "termios",
     }
 
@@ -237,6 +238,33 @@ def test_a_client_of_the_layout_without_rooms_starts_the_next_supervisor() -> No
     assert (
         done.stdout == "no Python environment at /nonexistent/.venv; run /nonexistent/bin/configure -a once as root\n"
     )
+
+
+#: What the client of the layout with rooms brought along: its words of the wire and of the connection.
+BROUGHT = {
+    "wire": {
+        "MAGIC", "SOCKET", "OUT", "ERR", "EXIT", "RUNC", "SPAWN", "GO", "ATTACH", "CONSOLE_AT", "CONSOLE", "SKIPPED",
+        "NOTICE", "PAINT", "ROLE", "PID", "INPUT", "RESIZE", "INPUT_EOF", "DETACH", "ASK", "SIGNAL", "ENVIRONMENT",
+        "frame", "pack", "unpack", "request",
+    },
+    "connection": {
+        "PATIENCE", "TRIES", "Lost", "Link", "fail", "restore_signals", "connect", "request", "spawn_stub", "write_all",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["attach", "keys", "start"])
+def test_what_is_loaded_late_needs_no_new_words(name: str) -> None:
+    """An upgrade left a client running: it loads these modules of the new version beside its own old ones."""
+    tree = ast.parse((ROOT / "runphi_async" / "client" / f"{name}.py").read_text())
+    used: dict[str, set[str]] = {"wire": set(), "connection": set()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in used:
+            used[node.value.id].add(node.attr)
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in ("runphi_async.wire", "runphi_async.client.connection")
+    assert used["wire"] <= BROUGHT["wire"]
+    assert used["connection"] <= BROUGHT["connection"]
 
 
 # Section: becoming runc

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -18,6 +17,7 @@ from consoles.streams.terminal import Size
 from runphi_async import wire
 from runphi_async.errors import UsageError
 from runphi_async.terminals import replay
+from runphi_async.wire.console import unpack_offset
 from tests.unit.consolekit import pattern, pipe, until
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Client:
         elif kind == wire.PAINT:
             self.painted += payload
         else:
-            (at,) = struct.unpack(">Q", payload)
+            at = unpack_offset(payload)
             if kind == wire.SKIPPED:
                 self.skipped += at - self.offset
             else:
