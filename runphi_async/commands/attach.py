@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -11,12 +10,13 @@ import anyio
 
 from consoles.streams import terminal
 from runphi_async import digits, wire
+from runphi_async.aio.waiting import either
 from runphi_async.commands import detachkeys
 from runphi_async.errors import RunphiError, StateError, UsageError
 from runphi_async.oci import signals
 from runphi_async.terminals import replay
 from runphi_async.terminals.people import Role, Wish
-from runphi_async.terminals.sessions import Session, hangup, read_size, who_is
+from runphi_async.terminals.sessions import Session, read_size, who_is
 from runphi_async.wire.console import AttachStart
 from runphi_async.wire.outgoing import ClientGone, Outlet
 
@@ -169,9 +169,8 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
     session = people.join(who, order.how, order.wish, sink, quiet=order.quiet, size=size)
     try:
         async with anyio.create_task_group() as tasks:
-            with hangup(asyncio.get_running_loop(), call.sock, tasks.cancel_scope.cancel):
-                tasks.start_soon(_listen, call, guest, console.input, session, order, tasks.cancel_scope)
-                await guest.settled.wait()
+            tasks.start_soon(_listen, call, guest, console.input, session, order, tasks.cancel_scope)
+            await guest.settled.wait()
             tasks.cancel_scope.cancel()
         if not guest.settled.is_set():
             return 0
@@ -192,7 +191,10 @@ async def _listen(
         if not queue.has_room:
             room = anyio.Event()
             queue.when_room(room.set)
-            await room.wait()
+            await either(room, call.gone)
+            if not room.is_set():  # hung up, and the guest takes no more
+                scope.cancel()
+                return
         try:
             kind, payload = await call.frame()
         except ClientGone:  # hung up: the same as leaving
@@ -201,7 +203,7 @@ async def _listen(
             scope.cancel()
             return
         if kind == wire.INPUT:
-            if people.types(session):
+            if session.types():
                 queue.feed(payload)
         elif kind == wire.RESIZE:
             size = read_size(payload)
@@ -250,7 +252,7 @@ def _twice(order: Order) -> tuple[str, str]:
 
 
 async def _break(guest: Guest, session: Session, order: Order) -> None:
-    if not guest.people_on(order.channel).types(session):
+    if not session.types():
         return
     if order.channel is not None:
         session.say("a channel has no break")

@@ -151,7 +151,7 @@ async def _copy(
                 room = anyio.Event()
                 queue.when_room(room.set)
                 await room.wait()
-            if not guest.people.types(session):
+            if not session.types():
                 return
             queue.feed(data)
             feeder.sent += len(data)

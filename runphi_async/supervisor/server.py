@@ -48,10 +48,8 @@ class Server:
     async def _answer(self, call: Call) -> None:
         try:
             await call.receive()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(call.listen)
-                await self._run(call)
-                tasks.cancel_scope.cancel()
+            call.listen()
+            await self._run(call)
         except* ClientGone as group:
             log.debug("%s", group.exceptions[0])
         except* TimeoutError:
@@ -66,12 +64,15 @@ class Server:
     async def _run(self, call: Call) -> None:
         try:
             await cli.run(call, self._supervisor)
-        except ClientGone:
-            raise
         except (Exception, asyncio.CancelledError) as exc:
             # One call must not end the supervisor: a task group takes a stray cancellation for its own.
-            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
+            if _is_gone(exc) or (isinstance(exc, asyncio.CancelledError) and is_cancelled()):
                 raise
             log.exception("a call failed: %s", call.argv)
             await call.error("runphi: internal error; the supervisor's log has the details\n")
             await call.send(wire.EXIT, b"1")
+
+
+def _is_gone(exc: BaseException) -> bool:
+    """Whether it is only that the client has left, if need be in a task group of the verb."""
+    return isinstance(exc, ClientGone) or (isinstance(exc, ExceptionGroup) and exc.split(ClientGone)[1] is None)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import pwd
-import select
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import anyio
@@ -21,9 +19,7 @@ from runphi_async import digits
 from runphi_async.terminals.people import Change, People, Role, Wish
 
 if TYPE_CHECKING:
-    import asyncio
-    import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from consoles.streams.sinks.attach import AttachStatistics
     from runphi_async.wire.call import Call
@@ -104,8 +100,17 @@ class Session:
         self.quiet = quiet
         self.size = size
         self.since = time.time()
+        #: whether what it types goes to the guest; kept up to date by ``Sessions``
+        self.may_type = False
         #: has been told that what it types goes nowhere
         self.warned = False
+
+    def types(self) -> bool:
+        """Somebody types: whether that goes to the guest; one to whom it does not is told once."""
+        if not self.may_type and not self.warned:
+            self.warned = True
+            self.say("you only watch: what you type goes nowhere")
+        return self.may_type
 
     def say(self, text: str) -> None:
         """Send lines to the person."""
@@ -150,15 +155,6 @@ class Sessions:
         who = session.who
         role = self._people.role(session.number).value
         return Row(role, who.user, who.pid, who.tty, who.words, session.since, sent, skipped, lag + unread)
-
-    def types(self, session: Session) -> bool:
-        """Whether what this client types goes to the guest; one that does not is told once."""
-        if self._people.role(session.number).types:
-            return True
-        if not session.warned:
-            session.warned = True
-            session.say("you only watch: what you type goes nowhere")
-        return False
 
     def typists(self) -> str:
         """Return the names of those who hold the keyboard, "" when nobody does."""
@@ -226,9 +222,10 @@ class Sessions:
             session = self._sessions.get(number)
             if session is None:
                 continue
+            role = self._people.role(number)
             session.warned = False
-            session.sink.eager = self._people.role(number).types
-            session.sink.role(self._people.role(number).encode())
+            session.may_type = session.sink.eager = role.types
+            session.sink.role(role.encode())
             if session.size is not None and self._counts(number):
                 self._resize(*session.size)
         for notice in change.notices:
@@ -242,18 +239,3 @@ def read_size(payload: bytes) -> terminal.Size | None:
     sizes = [digits.whole(word) for word in payload.split(b" ")]
     rows, cols = sizes if len(sizes) == 2 else (None, None)
     return None if rows is None or cols is None else terminal.Size(min(rows, _SIZE_MAX), min(cols, _SIZE_MAX))
-
-
-@contextmanager
-def hangup(loop: asyncio.AbstractEventLoop, sock: socket.socket, gone: Callable[[], None]) -> Iterator[None]:
-    """Call ``gone`` as soon as the other end of ``sock`` is closed, even while what it sent before is unread.
-
-    A client that typed more than its guest takes is not read from, so its end of file would be seen late.
-    """
-    with select.epoll(flags=select.EPOLL_CLOEXEC) as watch:
-        watch.register(sock, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLET)
-        loop.add_reader(watch.fileno(), gone)
-        try:
-            yield
-        finally:
-            loop.remove_reader(watch.fileno())

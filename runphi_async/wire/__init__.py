@@ -64,6 +64,16 @@ class Decoder:
             self._at = 0
         self._data += data
 
+    @property
+    def held(self) -> int:
+        """Bytes that were not taken yet."""
+        return len(self._data) - self._at
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a frame to take; ValueError when it is too long."""
+        return self._end(self._at + 5) >= 0
+
     def take(self) -> "tuple[bytes, bytes] | None":
         """Return type and payload of the next frame, None when it is not complete; ValueError when it is too long."""
         start = self._at + 5

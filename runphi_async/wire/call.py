@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One command line of one thin client, as the supervisor sees it: what was asked, and how to answer.
 
-The socket is read by one task for as long as the call lasts, so a verb that follows or streams learns at once when
-its client has left.
+The socket is read for as long as the call lasts, whatever the verb does meanwhile: one that follows or streams learns
+at once when its client has left.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import anyio
 
 from runphi_async import digits, wire
 from runphi_async.errors import RunphiError
+from runphi_async.wire.incoming import Incoming
 from runphi_async.wire.outgoing import ClientGone, Outgoing
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Largest request: an argv and a few variables. The kernel's own limit for an argument is 128 KiB.
 REQUEST_MAX: Final = 1 << 20
-#: Largest frame a client may send.
-FRAME_MAX: Final = 1 << 20
 _SO_PEERGROUPS: Final = 59  # asm-generic/socket.h
 #: The most that getsockopt of Python asks for: 256 groups.
 _GROUPS_ROOM: Final = 1024
@@ -57,7 +56,7 @@ class Call:
     """
 
     def __init__(self, sock: socket.socket, group: int = -1) -> None:
-        self.sock = sock
+        self._sock = sock
         self.restricted = False
         self._group = group
         self.fds: list[int] = []
@@ -69,21 +68,21 @@ class Call:
         #: set when the client has closed its end
         self.gone = anyio.Event()
         self.outgoing = Outgoing(sock, self.gone.set)
-        self._send, self._frames = anyio.create_memory_object_stream[tuple[bytes, bytes]](64)
-        self._decoder = wire.Decoder(FRAME_MAX)
+        self._incoming = Incoming(sock, self.gone.set)
+        self._rest = b""
 
     async def receive(self) -> None:
         """Read the request.
 
         :raises ClientGone: it made no sense or did not come.
         """
-        self.pid, self.uid, _ = struct.unpack("iII", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.pid, self.uid, _ = struct.unpack("iII", self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if self.uid not in (0, os.geteuid()):
-            if self._group < 0 or self._group not in _groups(self.sock):
+            if self._group < 0 or self._group not in _groups(self._sock):
                 raise ClientGone(f"refused a client of user {self.uid}")
             self.restricted = True
         with anyio.fail_after(PATIENCE):
-            await anyio.wait_readable(self.sock)
+            await anyio.wait_readable(self._sock)
             data = self._first()
             if data[:4] != wire.MAGIC or len(self.fds) != 3:
                 raise ClientGone("a client of another version called")
@@ -94,13 +93,13 @@ class Call:
                 raise ClientGone(f"a client sent {length} bytes at once")
             while len(data) < 8 + length:
                 data += await self._more()
-        self._decoder.feed(data[8 + length :])
+        self._rest = data[8 + length :]
         self._parse(data[8 : 8 + length])
 
     def _first(self) -> bytes:
         # Not socket.recv_fds: Python 3.11's forgets the flag, and the descriptors would be inherited by our children.
         room = socket.CMSG_LEN(3 * struct.calcsize("i"))  # CMSG_SPACE would round up to four
-        data, ancillary, _, _ = self.sock.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self._sock.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 usable = len(payload) // struct.calcsize("i") * struct.calcsize("i")
@@ -119,9 +118,9 @@ class Call:
     async def _more(self) -> bytes:
         while True:
             try:
-                data = self.sock.recv(65536)
+                data = self._sock.recv(65536)
             except BlockingIOError:
-                await anyio.wait_readable(self.sock)
+                await anyio.wait_readable(self._sock)
                 continue
             except OSError as exc:
                 raise ClientGone("the client has gone") from exc
@@ -131,28 +130,20 @@ class Call:
 
     # Section: what the client says
 
-    async def listen(self) -> None:
-        """Read frames until the client leaves; run as a task beside the verb."""
-        try:
-            with self._send:
-                while True:
-                    while (frame := self._decoder.take()) is not None:
-                        await self._send.send(frame)
-                    self._decoder.feed(await self._more())
-        except (ClientGone, anyio.BrokenResourceError, ValueError):
-            return
-        finally:
-            self.gone.set()
+    def listen(self) -> None:
+        """Begin to take in what the client says; from here on ``gone`` tells when it leaves."""
+        self._incoming.start(self._rest)
+        self._rest = b""
 
     async def frame(self) -> tuple[bytes, bytes]:
         """Return the client's next frame.
 
         :raises ClientGone: there will be none.
         """
-        try:
-            return await self._frames.receive()
-        except anyio.EndOfStream:
-            raise ClientGone("the client has gone") from None
+        frame = await self._incoming.frame()
+        if frame is None:
+            raise ClientGone("the client has gone")
+        return frame
 
     # Section: what the client is told
 
@@ -207,6 +198,5 @@ class Call:
         """Hang up."""
         self.close_fds()
         self.outgoing.close()
-        self.sock.close()
-        self._frames.close()
-        self._send.close()
+        self._incoming.close()
+        self._sock.close()

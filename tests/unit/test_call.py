@@ -23,7 +23,8 @@ from runphi_async.errors import RunphiError
 from runphi_async.supervisor.server import Server
 from runphi_async.wire import call as call_module
 from runphi_async.wire import outgoing
-from runphi_async.wire.call import FRAME_MAX, REQUEST_MAX, Call
+from runphi_async.wire.call import REQUEST_MAX, Call
+from runphi_async.wire.incoming import FRAME_MAX
 from runphi_async.wire.outgoing import ClientGone
 from tests.unit.consolekit import PATIENCE
 from tests.unit.wirekit import frames_of, whole
@@ -100,11 +101,10 @@ async def test_a_request_in_pieces(client: Client) -> None:
         await asyncio.sleep(0)
     await receiving
     assert client.call.argv == ["x" * 100_000, "y"]
-    listening = asyncio.ensure_future(client.call.listen())
+    client.call.listen()
     assert await client.call.frame() == (wire.INPUT, b"early")
     client.sock.close()
-    await listening
-    assert client.call.gone.is_set()
+    await asyncio.wait_for(client.call.gone.wait(), PATIENCE)
     with pytest.raises(ClientGone):
         await client.call.frame()
 
@@ -194,7 +194,7 @@ async def test_answers_arrive_whole(client: Client) -> None:
 async def test_spawn_believes_only_a_pid(client: Client, frame: bytes) -> None:
     client.ask(b"create")
     await client.call.receive()
-    listening = asyncio.ensure_future(client.call.listen())
+    client.call.listen()
     client.send(frame)
     client.sock.shutdown(socket.SHUT_WR)
     if frame == wire.frame(wire.PID, b"12"):
@@ -202,7 +202,6 @@ async def test_spawn_believes_only_a_pid(client: Client, frame: bytes) -> None:
     else:
         with pytest.raises(ClientGone):
             await client.call.spawn("/", ["x"], client.call.fds)
-    await listening
 
 
 async def test_no_word_of_the_init_process_ends_before_its_end(client: Client) -> None:
@@ -250,32 +249,73 @@ def test_a_frame_that_is_too_long_is_refused_by_its_head_alone(most: int, refuse
 
 
 async def test_a_frame_too_large_ends_the_listening(client: Client) -> None:
-    listening = asyncio.ensure_future(client.call.listen())
+    client.call.listen()
     client.send(wire.INPUT + (FRAME_MAX + 1).to_bytes(4, "big"))
-    await asyncio.wait_for(listening, PATIENCE)
+    await asyncio.wait_for(client.call.gone.wait(), PATIENCE)
+    with pytest.raises(ClientGone):
+        await client.call.frame()
+
+
+async def test_a_frame_too_large_behind_others_ends_the_listening(client: Client) -> None:
+    client.call.listen()
+    client.send(wire.frame(wire.INPUT, b"x") + wire.INPUT + (FRAME_MAX + 1).to_bytes(4, "big"))
+    assert await client.call.frame() == (wire.INPUT, b"x")
+    with pytest.raises(ClientGone):
+        await client.call.frame()
     assert client.call.gone.is_set()
 
 
-async def test_a_flood_of_frames_waits_for_its_reader(client: Client) -> None:
-    listening = asyncio.ensure_future(client.call.listen())
-    sent = 0
-    data = wire.frame(wire.INPUT, b"x" * 1000)
-    blocked = 0
+async def flood(client: Client) -> int:
+    """Send until nothing is taken any more; return how many frames went, the last of which may be half."""
+    sent = blocked = 0
     while blocked < 50:
         try:
-            client.sock.send(data)
+            client.sock.send(wire.frame(wire.INPUT, b"x" * 1000))
             sent += 1
             blocked = 0
         except BlockingIOError:
             blocked += 1
             await asyncio.sleep(0)
+    return sent
+
+
+async def test_a_flood_of_frames_waits_for_its_reader(client: Client) -> None:
+    client.call.listen()
+    sent = await flood(client)
     assert sent < 2000
-    for _ in range(sent - 1):  # the last may be half
+    for _ in range(sent - 1):
         assert await client.call.frame() == (wire.INPUT, b"x" * 1000)
+    assert not client.call.gone.is_set()
     client.sock.close()
     with contextlib.suppress(ClientGone):
         await client.call.frame()
-    await asyncio.wait_for(listening, PATIENCE)
+    await asyncio.wait_for(client.call.gone.wait(), PATIENCE)
+
+
+async def test_a_hangup_is_seen_behind_what_nobody_reads(client: Client) -> None:
+    client.call.listen()
+    before = len(os.listdir("/proc/self/fd"))
+    sent = await flood(client)
+    assert not client.call.gone.is_set()
+    client.sock.close()
+    await asyncio.wait_for(client.call.gone.wait(), PATIENCE)
+    taken = 0
+    with contextlib.suppress(ClientGone):  # it was said, and can still be taken
+        while await client.call.frame() == (wire.INPUT, b"x" * 1000):
+            taken += 1
+    assert sent - 1 <= taken <= sent
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+async def test_a_large_frame_comes_in_pieces(client: Client) -> None:
+    client.call.listen()
+    taking = asyncio.ensure_future(client.call.frame())
+    data = wire.frame(wire.INPUT, bytes(FRAME_MAX - 5))
+    while data:
+        with contextlib.suppress(BlockingIOError):
+            data = data[client.sock.send(data) :]
+        await asyncio.sleep(0)
+    assert await taking == (wire.INPUT, bytes(FRAME_MAX - 5))
 
 
 # Section: the supervisor survives all of them

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-
 import pytest
 
 from consoles.streams.sinks.attach import AttachStatistics
 from consoles.streams.terminal import Size
 from runphi_async.terminals.people import Role, Wish
-from runphi_async.terminals.sessions import Session, Sessions, Who, hangup, printable, read_size
-from tests.unit.consolekit import until
+from runphi_async.terminals.sessions import Session, Sessions, Who, printable, read_size
 
 
 class Sink:
@@ -95,14 +91,14 @@ def test_who_watches_is_told_once_that_typing_is_in_vain() -> None:
     writer, _ = console.join("writer")
     watcher, sees = console.join("watcher")
     before = len(sees.notices)
-    assert console.people.types(writer)
-    assert [console.people.types(watcher) for _ in range(3)] == [False] * 3
+    assert writer.types()
+    assert [watcher.types() for _ in range(3)] == [False] * 3
     assert len(sees.notices) == before + 1
     console.people.take(watcher)
-    assert console.people.types(watcher)
+    assert watcher.types()
     console.people.observe(watcher)
     before = len(sees.notices)
-    assert not console.people.types(watcher)
+    assert not watcher.types()
     assert len(sees.notices) == before + 1  # another role, another warning
 
 
@@ -121,16 +117,3 @@ def test_a_strangers_words_are_harmless() -> None:
 )  # fmt: skip
 def test_sizes(payload: bytes, size: tuple[int, int] | None) -> None:
     assert read_size(payload) == size
-
-
-async def test_a_hangup_is_seen_behind_unread_bytes() -> None:
-    ours, theirs = socket.socketpair()
-    gone: list[bool] = []
-    with ours, hangup(asyncio.get_running_loop(), ours, lambda: gone.append(True)):
-        theirs.send(b"unread")
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert gone == []
-        theirs.close()
-        await until(lambda: gone)
-        assert ours.recv(10) == b"unread"
