@@ -346,6 +346,27 @@ async def test_the_supervisor_answers(tmp_path: Path, client: Client) -> None:
     assert data.endswith(wire.frame(wire.EXIT, b"0"))
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "in a group"])
+async def test_a_client_that_leaves_is_no_error(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, grouped: bool
+) -> None:
+    from runphi_async.commands import version
+
+    async def slow(call: Call, *_: object) -> None:
+        client.sock.close()
+        if not grouped:
+            await call.frame()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call.frame)
+            tasks.start_soon(anyio.sleep_forever)
+
+    monkeypatch.setattr(version, "run", slow)
+    client.ask(b"version")
+    with anyio.fail_after(PATIENCE):
+        await Server(Supervisor(Config(), str(tmp_path)))._answer(client.call)
+    assert caplog.records == []
+
+
 async def test_a_verb_that_breaks_is_answered_all_the_same(
     tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

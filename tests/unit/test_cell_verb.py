@@ -15,7 +15,7 @@ from runphi_async import wire
 from runphi_async.config.schema import Config
 from runphi_async.container.registry import Supervisor
 from runphi_async.testing.fake_jailhouse import board
-from tests.unit.clikit import FakeCall, answer
+from tests.unit.clikit import Answer, answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def cell(place: Path, *argv: str) -> FakeCall:
+async def cell(place: Path, *argv: str) -> Answer:
     return await answer(Supervisor(Config(runc="/nonexistent"), str(place / "run")), "cell", *argv, cwd=str(place))
 
 

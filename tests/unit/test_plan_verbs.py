@@ -29,7 +29,7 @@ from runphi_async.host.files import boot_id
 from runphi_async.oci.state import OCI_VERSION
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.units import MIB
-from tests.unit.clikit import FakeCall, answer
+from tests.unit.clikit import Answer, answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,7 +277,7 @@ def test_the_picture_is_whole_and_inside_its_frame(name: str) -> None:
     assert {"CPU 0", "CPU 3", "root cell", "free", "zephyr", "<plc>"} <= words
 
 
-async def drawn(supervisor: Supervisor, *argv: str, cwd: str = "/cwd") -> FakeCall:
+async def drawn(supervisor: Supervisor, *argv: str, cwd: str = "/cwd") -> Answer:
     return await answer(supervisor, "map", *argv, cwd=cwd)
 
 
