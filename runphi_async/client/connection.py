@@ -44,12 +44,15 @@ class Link:
         self.fds: list[int] = []
 
     def send(self, kind: bytes, payload: bytes = b"") -> None:
+        """Say something; to one who has gone, nothing: what it said before must still be read, and then its end."""
         data = wire.frame(kind, payload)
         while data:
             try:
                 data = data[self.sock.send(data) :]
-            except OSError as exc:
+            except TimeoutError as exc:
                 raise Lost from exc
+            except OSError:
+                return
 
     def fill(self) -> None:
         try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
+import subprocess
 import termios
 import threading
 import time
@@ -330,3 +333,35 @@ def test_stdin_that_ends_is_said_and_the_console_goes_on(supervisor: FakeSupervi
     assert (
         b"".join(payload for kind, payload in seen if kind == wire.INPUT) == b"typed \x10\x11"
     )  # no terminal: no keys
+
+
+def test_the_last_words_are_heard_by_who_speaks_at_the_same_time(supervisor: FakeSupervisor, run_dir: Path) -> None:
+    """The guest ends and the supervisor hangs up while the client is about to say that its stdin has ended."""
+    stopped: list[int] = []
+    ready = threading.Event()
+
+    def script(session: Session) -> None:
+        session.send(wire.ATTACH, b"\2")
+        assert session.frame() == (wire.INPUT, b"exit")
+        pid = struct.unpack("iII", session.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+        session.send(wire.CONSOLE, b"last words")
+        session.exit(3)
+        session.sock.close()
+        ready.set()
+
+    supervisor.scripts.append(script)
+    with subprocess.Popen(
+        [RUNPHI, "attach", "c1"], env=environment(run_dir), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as client:  # fmt: skip
+        assert client.stdin is not None
+        client.stdin.write(b"exit")
+        client.stdin.flush()
+        assert ready.wait(PATIENCE)
+        client.stdin.close()
+        client.stdin = None
+        os.kill(stopped[0], signal.SIGCONT)
+        out, err = client.communicate(timeout=PATIENCE)
+    assert (client.returncode, out, err) == (3, b"last words", b"")
