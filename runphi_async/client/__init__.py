@@ -29,9 +29,8 @@ TYPE_CHECKING = False  # type checkers know the name; `typing` would be one more
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEFAULT_RUN_DIR = b"/run/runPHI"
-DEFAULT_ROOT = b"/run/runc"
 #: Verbs on an existing container: they belong to the runtime that owns it. All else is the supervisor's to answer.
+#: These and the repeatable ones are those of the supervisor's table (commands/verbs.py).
 SHARED_VERBS = (
     b"start", b"state", b"kill", b"delete", b"pause", b"resume", b"ps", b"update", b"exec", b"checkpoint", b"restore",
 )  # fmt: skip
@@ -49,7 +48,7 @@ GLOBAL_VALUES = (b"--root", b"--log", b"--log-format", b"--rootless", b"--criu",
 
 def verb_and_root(argv: list[bytes]) -> tuple[bytes, bytes, list[bytes]]:
     """Find the verb, the root directory and the words behind the verb; the supervisor does the real parsing."""
-    root = DEFAULT_ROOT
+    root = wire.DEFAULT_ROOT.encode()
     i = 0
     while i < len(argv):
         word = argv[i]
@@ -169,7 +168,7 @@ def main(home: str) -> int:
     """Run one command line; return the exit status."""
     fill_standard_descriptors()
     argv = [word.encode(sys.getfilesystemencoding(), "surrogateescape") for word in sys.argv[1:]]
-    run_dir = absolute(posix.environ.get(b"RUNPHI_RUN_DIR") or DEFAULT_RUN_DIR)
+    run_dir = absolute(posix.environ.get(b"RUNPHI_RUN_DIR") or wire.DEFAULT_RUN_DIR.encode())
     verb, root, words = verb_and_root(argv)
     if verb in SHARED_VERBS and words[:1] not in ([HELP[0]], [HELP[1]]) and not is_ours(run_dir, root, words):
         try:

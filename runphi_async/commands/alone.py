@@ -15,6 +15,7 @@ import anyio
 
 from backends.base import Finding, Level
 from backends.detect import Detection
+from runphi_async import wire
 from runphi_async.commands.cli import HelpAsked, global_parser, verb_parser
 from runphi_async.commands.doctor import check, shown, worst
 from runphi_async.config.loading import load
@@ -59,7 +60,7 @@ def main(why: str, argv: list[str]) -> int:
 
 def read(why: str) -> Patient:
     """Read the configuration as far as that is possible."""
-    run_dir = os.path.abspath(os.environ.get("RUNPHI_RUN_DIR") or "/run/runPHI")
+    run_dir = os.path.abspath(os.environ.get("RUNPHI_RUN_DIR") or wire.DEFAULT_RUN_DIR)
     try:
         return Patient(load(), "", why, run_dir)
     except ConfigError as exc:

@@ -11,7 +11,8 @@ import anyio
 from consoles.streams import terminal
 from runphi_async import digits, wire
 from runphi_async.aio.waiting import either
-from runphi_async.commands import detachkeys
+from runphi_async.commands import detachkeys, tables
+from runphi_async.commands.cli import find_named
 from runphi_async.errors import RunphiError, StateError, UsageError
 from runphi_async.oci import signals
 from runphi_async.terminals import replay
@@ -93,7 +94,7 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> int:
     """Show the console until the guest ends or the person leaves; the status is the guest's."""
-    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    guest = find_named(supervisor, given.id, options)
     limits = supervisor.config.console
     keys = detachkeys.parse(limits.detach_keys if given.detach_keys is None else given.detach_keys)
     name = limits.escape_key if given.escape_key is None else given.escape_key
@@ -238,9 +239,7 @@ async def _answer(guest: Guest, session: Session, order: Order, key: bytes) -> N
         case b"o":
             people.observe(session)
         case b"w":
-            from runphi_async.commands.who import table
-
-            session.say(table(people.rows()).rstrip("\n"))
+            session.say(tables.people(people.rows()).rstrip("\n"))
         case b"b":
             await _break(guest, session, order)
         case _:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from runphi_async.commands.cli import find_named
+from runphi_async.commands.tables import table
 from runphi_async.terminals import channels
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """List them; of an ended guest only names and sources are known."""
-    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    guest = find_named(supervisor, given.id, options)
     rows: list[dict[str, object]] = [stream.statistics() for stream in guest.streams.values()]
     if not guest.streams:
         rows = [{"name": name} for name in channels.names(guest.record)]
@@ -40,5 +42,4 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
 def _table(rows: list[dict[str, object]]) -> str:
     cells = [[name.upper().replace("_", "-") for name in _COLUMNS]]
     cells += [[str(row.get(name, "-")) for name in _COLUMNS] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
-    return "".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in cells)
+    return table(cells)

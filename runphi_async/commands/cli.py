@@ -13,58 +13,22 @@ import functools
 import importlib
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, cast
 
 import anyio
 import msgspec
 
 from runphi_async import wire
+from runphi_async.commands.verbs import VERBS
 from runphi_async.errors import NotFoundError, RunphiError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from runphi_async.container.guest import Guest
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
-#: Every verb and what it does, in the order of the help.
-VERBS: Final = {
-    "create": "create a container from a bundle",
-    "start": "start a created container",
-    "run": "create and start a container, and wait for it",
-    "state": "print the state of a container",
-    "kill": "send a signal to a container",
-    "delete": "delete a container",
-    "pause": "make a container stand still",
-    "resume": "let a paused container go on",
-    "ps": "list the host processes of a container",
-    "list": "list containers",
-    "update": "change resource limits",
-    "attach": "join the console of a container",
-    "send": "type a file into a container",
-    "who": "list the people on a container's console",
-    "console": "list the rules of a container's console",
-    "stats": "print a container's numbers",
-    "logs": "show what a container printed",
-    "replay": "play a timed log as it happened",
-    "reopen-logs": "go on in new log files, after logrotate has renamed the old ones",
-    "timeline": "show what hypervisor, guests and runtime said, in order of time",
-    "channels": "list the named streams of a container",
-    "events": "show what happened to a container",
-    "doctor": "look whether this machine has what is needed",
-    "features": "print what this runtime can do",
-    "spec": "write a sample config.json",
-    "cell": "look into, check and compare Jailhouse configurations",
-    "exec": "run a further process (partitions cannot)",
-    "checkpoint": "save a container's state (partitions cannot)",
-    "restore": "restore a saved container (partitions cannot)",
-    "plan": "say how a bundle's partition would be made, and why",
-    "map": "draw a board's CPUs and memory with their owners",
-    "board": "check and list the files that say what a board can give to cells",
-    "version": "print the version",
-}
-#: What members of ``supervisor.group`` may do.
-CONSOLE_VERBS: Final = frozenset({"attach", "who", "logs", "console", "stats", "state", "list", "version"})
-#: Root directory of containers when the engine gives none: runc's.
-DEFAULT_ROOT: Final = "/run/runc"
 _NO_RUNC: Final = "install runc, or set `runc` in the configuration to one that is not runPHI"
 
 
@@ -104,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 @functools.cache
 def global_parser() -> Parser:
     """Return the parser of the options before the verb."""
-    verbs = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb.name:<11} {verb.text}" for verb in VERBS.values())
     parser = Parser(
         prog="runphi",
         usage="runphi [global options] VERB [options]",
@@ -112,7 +76,7 @@ def global_parser() -> Parser:
         epilog=f"verbs:\n{verbs}\n\n`runphi VERB --help` tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--root", metavar="DIR", help=f"root directory of containers (default {DEFAULT_ROOT})")
+    parser.add_argument("--root", metavar="DIR", help=f"root directory of containers (default {wire.DEFAULT_ROOT})")
     parser.add_argument("--log", metavar="FILE", help="append errors to FILE")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="form of --log's lines")
     parser.add_argument("--debug", action="store_true", help="accepted; the supervisor logs by its configuration")
@@ -125,17 +89,32 @@ def global_parser() -> Parser:
     return parser
 
 
+class Module(Protocol):
+    """What a verb takes and does: a module of its name."""
+
+    def arguments(self, parser: Parser) -> None:
+        """Declare the verb's words and options."""
+        ...
+
+    def run(
+        self, call: Call, supervisor: Supervisor, options: Globals, given: argparse.Namespace
+    ) -> Awaitable[int | None]:
+        """Answer a call; return the exit status, None for 0."""
+        ...
+
+
 @functools.cache  # making a parser takes longer than most verbs
-def verb_parser(verb: str) -> tuple[Parser, Any]:
+def verb_parser(name: str) -> tuple[Parser, Module]:
     """Return the parser and the module of a verb.
 
     :raises UsageError: there is no such verb.
     """
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, 1)
-        raise UsageError(f"unknown verb {verb!r}", f"did you mean {near[0]!r}?" if near else "runphi --help lists them")
-    module = importlib.import_module(f"runphi_async.commands.{verb.replace('-', '_')}")
-    parser = Parser(prog=f"runphi {verb}", description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, 1)
+        raise UsageError(f"unknown verb {name!r}", f"did you mean {near[0]!r}?" if near else "runphi --help lists them")
+    module = cast("Module", importlib.import_module(f"runphi_async.commands.{name.replace('-', '_')}"))
+    text = VERBS[name].text
+    parser = Parser(prog=f"runphi {name}", description=text[0].upper() + text[1:] + ".")
     module.arguments(parser)
     return parser, module
 
@@ -146,19 +125,19 @@ async def run(call: Call, supervisor: Supervisor) -> None:
     try:
         given = global_parser().parse_args(call.argv)
         options = Globals(
-            root=call.path(given.root or DEFAULT_ROOT),
+            root=call.path(given.root or wire.DEFAULT_ROOT),
             root_given=given.root is not None,
             # Root appends to no file for somebody who is not root.
             log=call.path(given.log) if given.log and not call.restricted else None,
             log_format=given.log_format,
             systemd_cgroup=given.systemd_cgroup,
         )
-        verb = "version" if given.version else given.verb
-        if verb in (None, "help"):
+        name = "version" if given.version else given.verb
+        if name in (None, "help"):
             raise HelpAsked(global_parser().format_help())
         if call.restricted:
-            _check_allowed(verb)
-        parser, module = verb_parser(verb)
+            _check_allowed(name)
+        parser, module = verb_parser(name)
         arguments = parser.parse_args([] if given.version else given.rest)
         status = await module.run(call, supervisor, options, arguments)
         await call.send(wire.EXIT, b"%d" % (status or 0))
@@ -175,14 +154,14 @@ async def run(call: Call, supervisor: Supervisor) -> None:
         await _report(call, options, exc)
 
 
-def _check_allowed(verb: str) -> None:
+def _check_allowed(name: str) -> None:
     """Let somebody who is only a member of the group use consoles.
 
     :raises RunphiError: it is another verb.
     """
-    if verb not in CONSOLE_VERBS:
-        allowed = ", ".join(sorted(CONSOLE_VERBS))
-        raise RunphiError(f"cannot {verb}: only root may", f"members of the group may {allowed}")
+    allowed = sorted(verb.name for verb in VERBS.values() if verb.group)
+    if name not in allowed:
+        raise RunphiError(f"cannot {name}: only root may", f"members of the group may {', '.join(allowed)}")
 
 
 class PassThrough(Exception):
@@ -217,10 +196,19 @@ def _append(path: str, line: bytes) -> None:
         os.close(fd)
 
 
-def find_or_pass(supervisor: Supervisor, container_id: str, options: Globals) -> Any:
+def find_named(supervisor: Supervisor, name: str, options: Globals) -> Guest:
+    """Return the container that a person means: by its name alone, unless --root says where.
+
+    :raises NotFoundError: none has that name, or several have.
+    """
+    return supervisor.by_name(name, options.root if options.root_given else None)
+
+
+def find_or_pass(supervisor: Supervisor, container_id: str, options: Globals) -> Guest:
     """Return the container of an engine's verb; one that is not ours belongs to the ordinary runtime.
 
     :raises PassThrough: it is not ours.
+    :raises NotFoundError: there is no ordinary runtime either.
     """
     try:
         return supervisor.find(container_id, options.root)

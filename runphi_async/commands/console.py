@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from runphi_async.commands.cli import find_named
+from runphi_async.commands.tables import table
+
 if TYPE_CHECKING:
     from argparse import Namespace
 
@@ -25,12 +28,11 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """List the rules; a guest that has ended has none any more, its events tell what they saw."""
-    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    guest = find_named(supervisor, given.id, options)
     lines = guest.watching.lines() if guest.watching is not None else []
     if given.format == "json":
         await call.out(msgspec.json.encode([line._asdict() for line in lines]) + b"\n")
         return
     cells = [("RULE", "MATCHES", "PATTERN")]
     cells += [(line.name, f"{'≥' if line.at_least else ''}{line.matches}", line.pattern) for line in lines]
-    widths = [max(len(row[i]) for row in cells) for i in range(2)]
-    await call.out("".join(f"{name:<{widths[0]}}  {count:<{widths[1]}}  {rest}\n" for name, count, rest in cells))
+    await call.out(table(cells))

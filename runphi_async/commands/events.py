@@ -9,7 +9,7 @@ import anyio
 import msgspec
 
 from runphi_async.aio.waiting import either
-from runphi_async.commands.cli import PassThrough
+from runphi_async.commands.cli import PassThrough, find_named
 from runphi_async.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Print events until the container is deleted, or its statistics."""
     try:
-        guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+        guest = find_named(supervisor, given.id, options)
     except NotFoundError:
         if supervisor.config.real_runc() is None:
             raise

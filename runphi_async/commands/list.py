@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runphi_async.commands.cli import PassThrough
+from runphi_async.commands.tables import table
 from runphi_async.container.creation import document
 from runphi_async.errors import BackendError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
+    from runphi_async.container.guest import Guest
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -48,10 +50,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         await call.out(_table(rows))
 
 
-def _ours(guest: object) -> dict[str, object]:
-    from runphi_async.container.guest import Guest
-
-    assert isinstance(guest, Guest)
+def _ours(guest: Guest) -> dict[str, object]:
     row: dict[str, object] = msgspec.to_builtins(document(guest))
     try:
         row["owner"] = pwd.getpwuid(0).pw_name
@@ -82,5 +81,4 @@ async def _others(supervisor: Supervisor, root: str) -> list[dict[str, object]]:
 def _table(rows: list[dict[str, object]]) -> str:
     columns = ("id", "pid", "status", "bundle", "created", "owner")
     cells = [[name.upper() for name in columns], *([str(row.get(name, "")) for name in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    return "".join("   ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in cells)
+    return table(cells, gap="   ")

@@ -14,6 +14,7 @@ import anyio
 from consoles.streams import logreader
 from runphi_async import digits, wire
 from runphi_async.aio.waiting import either
+from runphi_async.commands.cli import find_named
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.terminals.consolelogs import raw_directory
 from runphi_async.wire.console import AttachStart, pack_offset
@@ -50,7 +51,7 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Print the log, and follow it if asked."""
-    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    guest = find_named(supervisor, given.id, options)
     stream = guest.stream(given.channel)
     directory = _directory(guest.logs(given.channel))
     if stream is not None:

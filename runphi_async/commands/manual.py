@@ -12,7 +12,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from runphi_async.commands.cli import VERBS, global_parser, verb_parser
+from runphi_async.commands.cli import global_parser, verb_parser
+from runphi_async.commands.verbs import VERBS
 from runphi_async.version import VERSION
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Command(NamedTuple):
 
 def commands() -> list[Command]:
     """Return every command, in the order of the help."""
-    return [command for verb, text in VERBS.items() for command in _below((verb,), text, verb_parser(verb)[0])]
+    return [
+        command for verb in VERBS.values() for command in _below((verb.name,), verb.text, verb_parser(verb.name)[0])
+    ]
 
 
 def _below(words: tuple[str, ...], text: str, parser: argparse.ArgumentParser) -> list[Command]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runphi_async.commands.cli import find_named
+
 if TYPE_CHECKING:
     from argparse import Namespace
 
@@ -23,4 +25,4 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     if given.id is None:
         supervisor.reopen_logs()
     else:
-        supervisor.by_name(given.id, options.root if options.root_given else None).reopen_logs()
+        find_named(supervisor, given.id, options).reopen_logs()

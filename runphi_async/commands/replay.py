@@ -12,6 +12,7 @@ import anyio
 from consoles.streams import timed
 from consoles.streams.logs.files import history
 from runphi_async import digits, regular, wire
+from runphi_async.commands.cli import find_named
 from runphi_async.errors import RunphiError, UsageError
 from runphi_async.terminals.consolelogs import plans
 from runphi_async.wire.console import AttachStart, pack_offset
@@ -77,7 +78,7 @@ def _files(call: Call, supervisor: Supervisor, options: Globals, word: str) -> l
     path = call.path(word)
     if "/" in word or os.path.exists(path):
         return [path]
-    guest = supervisor.by_name(word, options.root if options.root_given else None)
+    guest = find_named(supervisor, word, options)
     log = next((log for log in plans(guest.record) if log.kind == "timed"), None)
     if log is None:
         raise RunphiError(f"cannot replay {word}: it has no timed log", "add timed to org.runphi.log or to log.sinks")

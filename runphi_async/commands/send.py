@@ -13,6 +13,7 @@ import anyio
 from consoles.streams.sinks.attach import AttachStatistics
 from runphi_async import regular
 from runphi_async.aio.waiting import either
+from runphi_async.commands.cli import find_named
 from runphi_async.config.schema import Size
 from runphi_async.errors import RunphiError, StateError, UsageError
 from runphi_async.terminals.console import read_some, reopen
@@ -71,7 +72,7 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Send all of the file, or say how much of it."""
-    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    guest = find_named(supervisor, given.id, options)
     rate = _rate(given.rate)
     if guest.settled.is_set() or guest.console is None:
         raise StateError("container not running")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from runphi_async.commands.cli import find_named
 from runphi_async.errors import CgroupError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Print the numbers of now."""
-    guest = supervisor.by_name(given.id, options.root if options.root_given else None)
+    guest = find_named(supervisor, given.id, options)
     numbers = await _numbers(guest)
     if given.format == "json":
         await call.out(msgspec.json.encode(numbers) + b"\n")

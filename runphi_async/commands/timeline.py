@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from runphi_async.aio.waiting import either
+from runphi_async.commands.cli import find_named
 from runphi_async.commands.logs import moment
 from runphi_async.operations.timeline import Timeline, as_json, as_text
 
@@ -40,8 +41,7 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Print the timeline, and follow it if asked."""
-    root = options.root if options.root_given else None
-    named = [supervisor.by_name(name, root) for name in given.names]
+    named = [find_named(supervisor, name, options) for name in given.names]
     show = as_json if given.format == "json" else as_text
     timeline = Timeline(moment(given.since, time.time_ns()) if given.since is not None else 0)
     if supervisor.hypervisor is not None:

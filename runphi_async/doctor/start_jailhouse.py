@@ -19,6 +19,7 @@ from backends.base import Finding, Level
 from backends.jailhouse import machinefacts, ready
 from backends.jailhouse.machine import program
 from backends.jailhouse.tool import Places, Tool
+from runphi_async import wire
 from runphi_async.aio import threads
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.config.loading import load
@@ -135,7 +136,7 @@ class _Start:
         return 0
 
     def _ours(self) -> dict[str, str]:
-        run_dir = os.environ.get("RUNPHI_RUN_DIR") or "/run/runPHI"
+        run_dir = os.environ.get("RUNPHI_RUN_DIR") or wire.DEFAULT_RUN_DIR
         held = Ledger(os.path.join(run_dir, FILE), boot_id()).held()
         return {part.owner.cell: part.owner.name for part in held}
 

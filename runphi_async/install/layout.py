@@ -12,7 +12,7 @@ import select
 import signal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from runphi_async import digits
+from runphi_async import digits, wire
 from runphi_async.errors import RunphiError
 from runphi_async.install import record, settings, tree, units
 from runphi_async.install.root import CONFIG, HOME, SBIN, digest, digest_of, relative, remove
@@ -28,7 +28,7 @@ NAME: Final = "install"
 UNITS: Final = "/etc/systemd/system"
 #: Where Debian's package lists its files: what it brought, it takes away.
 PACKAGE: Final = "/var/lib/dpkg/info/runphi-async.list"
-RUN_DIR: Final = "/run/runPHI"
+RUN_DIR: Final = wire.DEFAULT_RUN_DIR
 #: What backends.qemu.accel.cache keeps for all supervisors; one that is left proves anew.
 PROOFS: Final = "/run/runphi"
 #: Seconds that a supervisor may take to end; it only closes what it has.

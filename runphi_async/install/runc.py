@@ -18,6 +18,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from runphi_async import wire
 from runphi_async.config.realrunc import is_runphi
 from runphi_async.errors import RunphiError
 from runphi_async.install import diversion, record
@@ -33,7 +34,7 @@ LAUNCHER: Final = f"{HOME}/bin/runphi"
 PLACES: Final = ("/usr/sbin/runc", "/usr/bin/runc", "/usr/local/sbin/runc", "/usr/local/bin/runc")
 VANILLA: Final = "_vanilla"
 #: a supervisor leaves here for its clients which runc it uses
-PUBLISHED: Final = "/run/runPHI/runc"
+PUBLISHED: Final = f"{wire.DEFAULT_RUN_DIR}/runc"
 
 
 def find(root: Root) -> str:

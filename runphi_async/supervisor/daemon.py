@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
         return alone.main(argv[1], argv[2:])
     ready = int(argv[argv.index("--ready-fd") + 1]) if "--ready-fd" in argv else -1
-    run_dir = os.path.abspath(os.environ.get("RUNPHI_RUN_DIR") or "/run/runPHI")
+    run_dir = os.path.abspath(os.environ.get("RUNPHI_RUN_DIR") or wire.DEFAULT_RUN_DIR)
     try:
         os.makedirs(run_dir, mode=0o700, exist_ok=True)
         os.chmod(run_dir, 0o700)

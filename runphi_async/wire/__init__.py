@@ -12,6 +12,10 @@ else's, and begin a further one.
 
 MAGIC = b"RPH2"
 SOCKET = "supervisor.sock"
+#: The supervisor's directory, with its socket, unless $RUNPHI_RUN_DIR names another one.
+DEFAULT_RUN_DIR = "/run/runPHI"
+#: Where the containers of an engine are that gives no root directory: runc's.
+DEFAULT_ROOT = "/run/runc"
 
 # supervisor → client
 OUT = b"o"  #: text for stdout

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from runphi_async import wire
-from runphi_async.commands import cli
+from runphi_async import client, wire
+from runphi_async.commands import cli, tables
+from runphi_async.commands.verbs import VERBS
 from runphi_async.config.schema import Config
 from runphi_async.container.registry import Supervisor
 from runphi_async.errors import NotFoundError, RunphiError, SpecError, UsageError
+from tests.unit import clikit
 from tests.unit.clikit import answer
 
 HEX = "0123456789abcdef" * 4
@@ -145,7 +147,7 @@ async def test_force_delete_of_an_unknown_container_is_fine(supervisor: Supervis
     assert (call.status, call.said(wire.ERR)) == (0, "")
 
 
-@pytest.mark.parametrize("verb", ["state", "kill", "delete", "exec", "checkpoint"])
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS.values() if verb.shared])
 async def test_what_is_not_ours_goes_to_runc(tmp_path: Path, verb: str) -> None:
     supervisor = Supervisor(Config(runc="/bin/true"), str(tmp_path))
     call = await answer(supervisor, verb, "c1")
@@ -187,24 +189,56 @@ async def test_the_docker_backend_makes_ordinary_containers(tmp_path: Path) -> N
 async def test_help_lists_every_verb(supervisor: Supervisor, argv: list[str]) -> None:
     call = await answer(supervisor, *argv)
     assert call.status == 0
-    for verb, text in cli.VERBS.items():
-        assert re.search(rf"^  {verb} +{re.escape(text)}$", call.said(wire.OUT), re.M)
+    for verb in VERBS.values():
+        assert re.search(rf"^  {verb.name} +{re.escape(verb.text)}$", call.said(wire.OUT), re.M)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 async def test_every_verb_has_a_module_and_help(supervisor: Supervisor, verb: str) -> None:
     call = await answer(supervisor, verb, "--help")
     assert call.status == 0
     assert call.said(wire.OUT).startswith(f"usage: runphi {verb}")
-    assert cli.VERBS[verb][1:].split("(", maxsplit=1)[0] in " ".join(call.said(wire.OUT).split())
+    assert VERBS[verb].text[1:].split("(", maxsplit=1)[0] in " ".join(call.said(wire.OUT).split())
+
+
+def test_the_client_knows_the_same_verbs() -> None:
+    """It decides before anything is loaded, and has the names for itself."""
+    assert sorted(client.SHARED_VERBS) == sorted(verb.name.encode() for verb in VERBS.values() if verb.shared)
+    assert sorted(client.REPEATABLE) == sorted(verb.name.encode() for verb in VERBS.values() if verb.repeatable)
+    assert client.DOCTOR.decode() in VERBS
+
+
+def test_the_client_takes_as_many_words_before_the_verb_as_the_parser() -> None:
+    with_value = [action for action in cli.global_parser()._actions if action.option_strings and action.nargs is None]
+    names = {name for action in with_value for name in action.option_strings}
+    assert {name.decode() for name in client.GLOBAL_VALUES} >= names
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_who_is_only_in_the_group_may_use_consoles(supervisor: Supervisor, verb: str) -> None:
+    async with clikit.client(verb, "--help") as one:
+        one.call.restricted = True
+        await cli.run(one.call, supervisor)
+        one.read()
+    allowed = "attach, console, list, logs, state, stats, version, who"
+    said = f"cannot {verb}: only root may; members of the group may {allowed}\n"
+    refused = one.answer.said(wire.ERR) == said
+    assert refused is not VERBS[verb].group
+    assert one.answer.status == int(refused)
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    rows = [("A", "LONG", "C"), ("a", "b", ""), ("wide", "b", "c")]
+    assert tables.table(rows) == "A     LONG  C\na     b\nwide  b     c\n"
+    assert tables.table(rows[:1], gap=" ") == "A LONG C\n"
 
 
 def test_every_module_is_a_verb() -> None:
     from runphi_async import commands
 
     folder = Path(commands.__file__).parent
-    shared = {"--init--", "alone", "cli", "detachkeys", "manual"}
-    assert {path.stem.replace("_", "-") for path in folder.glob("*.py")} - shared == set(cli.VERBS)
+    shared = {"--init--", "alone", "cli", "detachkeys", "manual", "tables", "verbs"}
+    assert {path.stem.replace("_", "-") for path in folder.glob("*.py")} - shared == set(VERBS)
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["-v"], ["version"]], ids=str)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from runphi_async import wire
 from runphi_async.install.engines import toml
 
 PATH: Final = "/etc/crio/crio.conf.d/50-runphi.conf"
-TABLE: Final = {"runtime_path": "/usr/sbin/runphi", "runtime_type": "oci", "runtime_root": "/run/runc"}
+TABLE: Final = {"runtime_path": "/usr/sbin/runphi", "runtime_type": "oci", "runtime_root": wire.DEFAULT_ROOT}
 
 
 def edit(text: str) -> str:
