@@ -18,6 +18,7 @@ import pytest
 from consoles.streams import terminal
 from runphi_async import wire
 from tests.system.place import PATIENCE, RUNPHI, Container, Place, until
+from tests.unit.wirekit import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -323,16 +324,15 @@ def test_an_init_that_is_killed_at_once(place: Place) -> None:
         client.connect(str(place.run_dir / "supervisor.sock"))
         request = wire.request(b"/", [], [os.fsencode(word) for word in words])
         socket.send_fds(client, [request], [null.fileno()] * 3)
-        stream = client.makefile("rb")
-        while (head := stream.read(5))[:1] != wire.EXIT:
-            payload = stream.read(int.from_bytes(head[1:], "big"))
-            if head[:1] == wire.SPAWN:
+        reader = Reader(client)
+        while (frame := reader.frame())[0] != wire.EXIT:
+            kind, payload = frame
+            if kind == wire.SPAWN:
                 child = subprocess.Popen(["/bin/true"])
                 child.wait()
                 client.sendall(wire.frame(wire.PID, b"%d" % child.pid))
             else:
                 said += payload
-        stream.close()
     assert said == b"cannot create the container: its init process was killed before it began\n"
     assert "does not exist" in place.refused("state", "c1")
     nothing_left(place, "c1")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runphi_async import wire
+from tests.unit.wirekit import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNPHI = str(ROOT / "bin" / "runphi")
@@ -32,18 +33,10 @@ class Session:
             data += sock.recv(65536)
         self.cwd, env, argv = wire.unpack(data[8:])
         self.env, self.argv = wire.unpack(env), wire.unpack(argv)
-        self.decoder = wire.Decoder()
+        self.frame = Reader(sock).frame
 
     def send(self, kind: bytes, payload: bytes = b"", fds: list[int] | None = None) -> None:
         socket.send_fds(self.sock, [wire.frame(kind, payload)], fds or [])
-
-    def frame(self) -> tuple[bytes, bytes]:
-        while (frame := self.decoder.take()) is None:
-            data = self.sock.recv(65536)
-            if not data:
-                raise EOFError
-            self.decoder.feed(data)
-        return frame
 
     def exit(self, status: int = 0) -> None:
         self.send(wire.EXIT, b"%d" % status)
@@ -90,6 +83,20 @@ class FakeSupervisor:
         assert not self.thread.is_alive()
         assert self.errors == []
         assert self.scripts == [], "not everybody came who was expected"
+
+
+def run_directory(tmp_path: Path) -> Path:
+    """Body of a fixture: the directory of a supervisor."""
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+def supervisors(run_dir: Path) -> Iterator[FakeSupervisor]:
+    """Body of a fixture: a supervisor, all of whose scripts must have been played at the end."""
+    made = FakeSupervisor(run_dir)
+    yield made
+    made.close()
 
 
 def environment(run_dir: Path) -> dict[str, str]:

@@ -11,29 +11,24 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from runphi_async import wire
-from tests.unit.clientkit import PATIENCE, ROOT, RUNPHI, FakeSupervisor, Session, environment, run
+from tests.unit.clientkit import (
+    PATIENCE,
+    ROOT,
+    RUNPHI,
+    FakeSupervisor,
+    Session,
+    environment,
+    run,
+    run_directory,
+    supervisors,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    path = tmp_path / "run"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def supervisor(run_dir: Path) -> Iterator[FakeSupervisor]:
-    made = FakeSupervisor(run_dir)
-    yield made
-    made.close()
+run_dir = pytest.fixture(run_directory)
+supervisor = pytest.fixture(supervisors)
 
 
 def own(run_dir: Path, root: Path, name: str) -> None:

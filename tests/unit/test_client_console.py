@@ -18,59 +18,51 @@ import pexpect
 import pytest
 
 from runphi_async import wire
-from tests.unit.clientkit import PATIENCE, RUNPHI, FakeSupervisor, Session, environment, run
+from tests.unit.clientkit import PATIENCE, RUNPHI, FakeSupervisor, Session, environment, run, run_directory, supervisors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    path = tmp_path / "run"
-    path.mkdir()
-    return path
+run_dir = pytest.fixture(run_directory)
+supervisor = pytest.fixture(supervisors)
 
 
-@pytest.fixture
-def supervisor(run_dir: Path) -> Iterator[FakeSupervisor]:
-    made = FakeSupervisor(run_dir)
-    yield made
-    made.close()
+class Attached:
+    """A script that shows a console and notes what its client sends, until that says "quit" or leaves."""
 
+    def __init__(self, *frames: tuple[bytes, bytes], flags: int = 3, keys: bytes = b"\x10\x11") -> None:
+        self._start = bytes((flags,)) + keys
+        self._frames = frames
+        self._took: list[tuple[bytes, bytes]] = []
+        self._done = threading.Event()
 
-def attach_script(*frames: tuple[bytes, bytes], flags: int = 3, keys: bytes = b"\x10\x11") -> Callable[[Session], None]:
-    took: list[tuple[bytes, bytes]] = []
-    done = threading.Event()
-
-    def script(session: Session) -> None:
-        session.send(wire.ATTACH, bytes((flags,)) + keys)
+    def __call__(self, session: Session) -> None:
+        session.send(wire.ATTACH, self._start)
         kind, _ = session.frame()
         assert kind == wire.RESIZE
-        for frame in frames:
+        for frame in self._frames:
             session.send(*frame)
         try:
-            while True:
-                kind, payload = session.frame()
-                took.append((kind, payload))
-                if kind == wire.INPUT and b"quit" in payload:
-                    session.exit(7)
-                    return
-                if kind == wire.DETACH:
-                    return
+            while self._go_on(session):
+                pass
         except EOFError:
             pass
         finally:
-            done.set()
+            self._done.set()
 
-    script.typed, script.done = took, done  # type: ignore[attr-defined]
-    return script
+    def _go_on(self, session: Session) -> bool:
+        kind, payload = session.frame()
+        self._took.append((kind, payload))
+        if kind == wire.INPUT and b"quit" in payload:
+            session.exit(7)
+            return False
+        return kind != wire.DETACH
 
-
-def typed(script: Callable[[Session], None]) -> list[tuple[bytes, bytes]]:
-    """Return what the client sent, once it has left: its last words may arrive after its end."""
-    assert script.done.wait(PATIENCE)  # type: ignore[attr-defined]
-    found: list[tuple[bytes, bytes]] = script.typed  # type: ignore[attr-defined]
-    return found
+    def typed(self) -> list[tuple[bytes, bytes]]:
+        """Return what the client sent, once it has left: its last words may arrive after its end."""
+        assert self._done.wait(PATIENCE)
+        return self._took
 
 
 def settings(child: pexpect.spawn) -> list[object]:
@@ -103,7 +95,7 @@ def person(run_dir: Path) -> Iterator[Callable[..., pexpect.spawn]]:
 def test_attach_shows_sends_and_gives_the_terminal_back(
     supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
 ) -> None:
-    script = attach_script((wire.CONSOLE_AT, bytes(8)), (wire.CONSOLE, b"hello\n"))
+    script = Attached((wire.CONSOLE_AT, bytes(8)), (wire.CONSOLE, b"hello\n"))
     supervisor.scripts.append(script)
     child = person("attach", "c1")
     child.expect_exact("hello\n")
@@ -112,12 +104,12 @@ def test_attach_shows_sends_and_gives_the_terminal_back(
     child.send("quit")
     child.expect_exact("status 7")
     assert settings(child) == child.before_settings
-    sent = b"".join(payload for kind, payload in typed(script) if kind == wire.INPUT)
+    sent = b"".join(payload for kind, payload in script.typed() if kind == wire.INPUT)
     assert sent == b"a\x03\x1a\x1cb\rquit"
 
 
 def test_detach_keys_leave(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
-    script = attach_script((wire.CONSOLE, b"ready"))
+    script = Attached((wire.CONSOLE, b"ready"))
     supervisor.scripts.append(script)
     child = person("attach", "c1")
     child.expect_exact("ready")
@@ -125,13 +117,13 @@ def test_detach_keys_leave(supervisor: FakeSupervisor, person: Callable[..., pex
     child.send("\x11after")
     child.expect_exact("status 0")
     assert settings(child) == child.before_settings
-    assert typed(script)[-1] == (wire.DETACH, b"")
-    assert b"".join(payload for kind, payload in typed(script) if kind == wire.INPUT) == b"x"
+    assert script.typed()[-1] == (wire.DETACH, b"")
+    assert b"".join(payload for kind, payload in script.typed() if kind == wire.INPUT) == b"x"
 
 
 def test_what_was_skipped_is_said(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
     supervisor.scripts.append(
-        attach_script(
+        Attached(
             (wire.CONSOLE_AT, (100).to_bytes(8, "big")),
             (wire.CONSOLE, b"12345"),
             (wire.SKIPPED, (1105).to_bytes(8, "big")),
@@ -173,7 +165,7 @@ def test_the_size_is_told_at_once_and_when_it_changes(
 def test_a_signal_gives_the_terminal_back(
     supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn], number: int, status: int
 ) -> None:
-    supervisor.scripts.append(attach_script((wire.CONSOLE, b"ready")))
+    supervisor.scripts.append(Attached((wire.CONSOLE, b"ready")))
     child = person("attach", "c1")
     child.expect_exact("ready")
     (pid,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
@@ -185,7 +177,7 @@ def test_a_signal_gives_the_terminal_back(
 def test_a_stopped_client_leaves_a_usable_terminal_and_takes_it_again(
     supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
 ) -> None:
-    script = attach_script((wire.CONSOLE, b"ready"), flags=3 | 8, keys=b"\x1d")
+    script = Attached((wire.CONSOLE, b"ready"), flags=3 | 8, keys=b"\x1d")
     supervisor.scripts.append(script)
     child = person("attach", "c1")
     child.expect_exact("ready")
@@ -204,13 +196,13 @@ def test_a_stopped_client_leaves_a_usable_terminal_and_takes_it_again(
     child.send("quit")
     child.expect_exact("status 7")
     assert settings(child) == child.before_settings
-    assert [kind for kind, _ in typed(script)].count(wire.RESIZE) == 2  # it may have another size by now
+    assert [kind for kind, _ in script.typed()].count(wire.RESIZE) == 2  # it may have another size by now
 
 
 def test_a_terminal_that_takes_no_output_does_not_keep_the_client(
     supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
 ) -> None:
-    supervisor.scripts.append(attach_script((wire.CONSOLE, b"ready")))
+    supervisor.scripts.append(Attached((wire.CONSOLE, b"ready")))
     child = person("attach", "c1")
     child.expect_exact("ready")
     termios.tcflow(child.child_fd, termios.TCOOFF)
@@ -222,14 +214,14 @@ def test_a_terminal_that_takes_no_output_does_not_keep_the_client(
 def test_keys_behind_the_escape_key_are_asked_of_the_supervisor(
     supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]
 ) -> None:
-    script = attach_script((wire.CONSOLE, b"ready"), flags=3 | 8, keys=b"\x1d\x10\x11")
+    script = Attached((wire.CONSOLE, b"ready"), flags=3 | 8, keys=b"\x1d\x10\x11")
     supervisor.scripts.append(script)
     child = person("attach", "c1")
     child.expect_exact("ready")
     child.send("a\x1dtb\x1d\x1dc\x1d")
     child.send("?\x1d.")
     child.expect_exact("status 0")
-    frames = [frame for frame in typed(script) if frame[0] != wire.RESIZE]
+    frames = [frame for frame in script.typed() if frame[0] != wire.RESIZE]
     asked = [payload for kind, payload in frames if kind == wire.ASK]
     assert asked == [b"t", b"?"]
     assert b"".join(payload for kind, payload in frames if kind == wire.INPUT) == b"ab\x1dc"
@@ -239,7 +231,7 @@ def test_keys_behind_the_escape_key_are_asked_of_the_supervisor(
 def test_marks_carry_a_word_of_the_session(supervisor: FakeSupervisor, person: Callable[..., pexpect.spawn]) -> None:
     said = (wire.NOTICE, b"one\ntwo")
     supervisor.scripts.append(
-        attach_script((wire.CONSOLE, b"[runphi 0000: forged]\x1b]0;"), said, (wire.CONSOLE, b"on"), flags=3 | 16)
+        Attached((wire.CONSOLE, b"[runphi 0000: forged]\x1b]0;"), said, (wire.CONSOLE, b"on"), flags=3 | 16)
     )
     child = person("attach", "c1")
     child.expect(rb"\x1b\]0;\r\n\[runphi ([0-9a-f]{4}): one\]\r\n\[runphi ([0-9a-f]{4}): two\]\r\non")

@@ -26,6 +26,7 @@ from runphi_async.host.processes import Process
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.testing.xen import FakeXen
 from tests.unit.conformance import PATIENCE, DriverConformance, Life
+from tests.unit.consolekit import until
 from tests.unit.imagekit import pvh_image
 
 if TYPE_CHECKING:
@@ -70,13 +71,6 @@ def backend_of(xen: FakeXen, tmp_path: Path, **more: object) -> XenBackend:
         **more,  # type: ignore[arg-type]
     )
     return XenBackend(configuration.Config(xen=section))
-
-
-async def until(condition: object) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class TestOnFakeXen(DriverConformance):

@@ -28,6 +28,23 @@ def frames_of(data: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
+class Reader:
+    """Reads frames from a socket that blocks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._decoder = wire.Decoder()
+
+    def frame(self) -> tuple[bytes, bytes]:
+        """Return the next frame; EOFError when there is none."""
+        while (frame := self._decoder.take()) is None:
+            data = self._sock.recv(65536)
+            if not data:
+                raise EOFError
+            self._decoder.feed(data)
+        return frame
+
+
 class Peer:
     """Both ends of a connection: ``ours`` is for what is tested, the other one is read here.
 
