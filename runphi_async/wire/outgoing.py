@@ -55,6 +55,7 @@ class Outgoing:
 
     :param sock: connected non-blocking stream socket; not owned.
     :param on_gone: called once, when the other end has gone.
+    :ivar full: the other end has not taken all that was written, or has gone: who may leave something out waits.
     :ivar gone: nothing can be written any more.
     :ivar sent: bytes that the kernel has taken.
     """
@@ -66,13 +67,10 @@ class Outgoing:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Piece] = deque()
         self._room: Callable[[], None] | None = None
+        # An attribute, not a property: it is asked for twice with every byte of a console.
+        self.full = False
         self.gone = False
         self.sent = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the other end has not taken all that was written, or has gone: who may leave something out waits."""
-        return self.gone or bool(self._waiting)
 
     @property
     def unread(self) -> int:
@@ -103,6 +101,7 @@ class Outgoing:
         if not self._waiting:
             self._loop.add_writer(self._fd, self._go_on)
         self._waiting.append(piece)
+        self.full = True
         return piece
 
     async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -156,6 +155,7 @@ class Outgoing:
     def _settle(self) -> None:
         """If nothing waits any more, let others write."""
         if not self._waiting and not self.gone:
+            self.full = False
             self._loop.remove_writer(self._fd)
             if self._room is not None:
                 self._room()
@@ -170,7 +170,7 @@ class Outgoing:
         """Write nothing more; the socket stays the caller's."""
         if self._waiting:
             self._loop.remove_writer(self._fd)
-        self.gone = True
+        self.gone = self.full = True
         for piece in self._waiting:
             piece.end()
         self._waiting.clear()

@@ -167,7 +167,9 @@ class AttachSink:
             self.pump()
 
     def _feed(self) -> None:
-        while self._next():
+        more = True
+        while more:
+            more = self._next()
             if self._outlet.full:
                 self._wait()
                 return
@@ -186,7 +188,7 @@ class AttachSink:
             self._feed()
 
     def _next(self) -> bool:
-        """Give the outlet one thing; return whether there was one."""
+        """Give the outlet one thing, if there is one; return whether there may be more."""
         if not self._begun:
             self._begun = True
             self._outlet.start(self.offset)
@@ -211,7 +213,10 @@ class AttachSink:
         data = self._journal.read(self.offset, CHUNK)
         self.offset += len(data)
         self._outlet.output(data)
-        return True
+        if len(data) < lag:
+            return True
+        self._age.forget()
+        return False
 
     def _onward(self, lag: int) -> int:
         """Return where to go on: at the next byte, or later if the client lags too far."""
