@@ -170,7 +170,12 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
     session = people.join(who, order.how, order.wish, sink, quiet=order.quiet, size=size)
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_listen, call, guest, console.input, session, order, tasks.cancel_scope)
+
+            async def listen() -> None:
+                await _listen(call, guest, console.input, session, order)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(listen)
             await guest.settled.wait()
             tasks.cancel_scope.cancel()
         if not guest.settled.is_set():
@@ -183,10 +188,8 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
         console.hub.detach(sink)
 
 
-async def _listen(
-    call: Call, guest: Guest, queue: Input, session: Session, order: Order, scope: anyio.CancelScope
-) -> None:
-    """Pass on what the person types, as long as the guest takes it."""
+async def _listen(call: Call, guest: Guest, queue: Input, session: Session, order: Order) -> None:
+    """Pass on what the person types, as fast as the guest takes it, until the person leaves."""
     people = guest.people_on(order.channel)
     while True:
         if not queue.has_room:
@@ -194,14 +197,12 @@ async def _listen(
             queue.when_room(room.set)
             await either(room, call.gone)
             if not room.is_set():  # hung up, and the guest takes no more
-                scope.cancel()
                 return
         try:
             kind, payload = await call.frame()
         except ClientGone:  # hung up: the same as leaving
-            kind, payload = wire.DETACH, b""
+            return
         if kind == wire.DETACH:
-            scope.cancel()
             return
         if kind == wire.INPUT:
             if session.types():

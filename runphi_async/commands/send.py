@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
@@ -87,7 +87,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         feeder = Feeder()
         session = people.join(who, "--take", wish, feeder, quiet=True)
         try:
-            await _send(call, guest, session, feeder, source, rate, loud=loud)
+            await _send(call, Sending(guest, session, feeder, source, rate), loud=loud)
         finally:
             people.leave(session)
     finally:
@@ -117,15 +117,27 @@ async def _open(call: Call, name: str) -> int:
         raise RunphiError(f"cannot send {path}: {exc.strerror}", hint) from exc
 
 
-async def _send(
-    call: Call, guest: Guest, session: Session, feeder: Feeder, source: int, rate: int, *, loud: bool
-) -> None:
+class Sending(NamedTuple):
+    """A file on its way to a guest.
+
+    :ivar source: the file; ``rate``: bytes a second at most, 0 for no limit.
+    """
+
+    guest: Guest
+    session: Session
+    feeder: Feeder
+    source: int
+    rate: int
+
+
+async def _send(call: Call, sending: Sending, *, loud: bool) -> None:
     """Copy until the file ends; whatever ends it earlier is an error that says how far it came."""
+    guest, feeder = sending.guest, sending.feeder
     done = anyio.Event()
     failures: list[OSError] = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_copy, guest, session, feeder, source, rate, done, failures)
-        tasks.start_soon(_report, call, feeder, os.fstat(source).st_size, loud)
+        tasks.start_soon(_copy, sending, done, failures)
+        tasks.start_soon(_report, call, feeder, os.fstat(sending.source).st_size, loud)
         await either(done, feeder.demoted, guest.settled, call.gone)
         tasks.cancel_scope.cancel()
     if loud:
@@ -139,9 +151,8 @@ async def _send(
     raise StateError(f"stopped after {feeder.sent} bytes: the guest has ended")
 
 
-async def _copy(
-    guest: Guest, session: Session, feeder: Feeder, source: int, rate: int, done: anyio.Event, failures: list[OSError]
-) -> None:
+async def _copy(sending: Sending, done: anyio.Event, failures: list[OSError]) -> None:
+    guest, session, feeder, source, rate = sending
     assert guest.console is not None
     queue = guest.console.input
     piece = max(1, min(PIECE, rate // PIECES)) if rate else PIECE
