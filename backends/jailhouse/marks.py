@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from consoles.sources.base import Breaks
+from consoles.wakers import Wakers
 from runphi_async import digits
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Marked:
         self._words = b""
         self._written = 0
         self._eof_at: int | None = None
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
 
     async def open(self, listener: Listener) -> None:
         """Open what it stands for."""
@@ -192,7 +193,7 @@ class Marked:
 
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call when there is room."""
-        self._wakers.append(wake)
+        self._wakers.add(wake)
         if self._filter.ready:
             self._source.when_writable(self._flush)
 
@@ -208,9 +209,7 @@ class Marked:
         if self._words:
             self._source.when_writable(self._flush)
             return
-        wakers, self._wakers = self._wakers, []
-        for wake in wakers:
-            wake()
+        self._wakers.wake()
 
     async def close(self) -> None:
         """Close it."""

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import logging
 import os
 import termios
 from typing import TYPE_CHECKING, Final
+
+from consoles.wakers import Writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +47,8 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._output, self._input = output, typed
         self._moved = asyncio.Event()
-        self._waiting: set[int] = set()
         self._tty = os.open(tty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._to_engine, self._to_guest = Writable(output), Writable(self._tty)
         #: bytes taken from the guest
         self.received = 0
         self._loop.add_reader(self._tty, self._take)
@@ -58,7 +61,7 @@ class Bridge:
             moved = self._move(self._tty, self._output)
         except BlockingIOError:
             if self._ready_bytes(self._tty):
-                self._wait_for(self._output, self._tty, self._take)
+                self._wait_for(self._to_engine, self._tty, self._take)
             return
         except OSError as exc:
             # EIO, or EINVAL once xenconsoled has closed its side
@@ -77,7 +80,7 @@ class Bridge:
             self._move(self._input, self._tty)
         except BlockingIOError:
             if self._ready_bytes(self._input):
-                self._wait_for(self._tty, self._input, self._give)
+                self._wait_for(self._to_guest, self._input, self._give)
         except OSError:
             self._hang_up()
 
@@ -94,25 +97,20 @@ class Bridge:
         except OSError:
             return 0
 
-    def _wait_for(self, target: int, source: int, again: Callable[[], None]) -> None:
+    def _wait_for(self, target: Writable, source: int, again: Callable[[], None]) -> None:
         """The target is full: look at the source again when it has room."""
-        self._loop.remove_reader(source)
-        self._waiting.add(target)
-        self._loop.add_writer(target, self._room, target, source, again)
-
-    def _room(self, target: int, source: int, again: Callable[[], None]) -> None:
-        self._loop.remove_writer(target)
-        self._waiting.discard(target)
-        self._loop.add_reader(source, again)
+        if not target:
+            self._loop.remove_reader(source)
+            target.add(functools.partial(self._loop.add_reader, source, again))
 
     def _hang_up(self) -> None:
         """The domain's pty is gone: nothing comes any more, and what is typed has nobody to go to."""
         if self._tty < 0:
             return
-        for fd in (self._tty, self._input, self._output):
+        for fd in (self._tty, self._input):
             self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
-        self._waiting.clear()
+        self._to_engine.drop()
+        self._to_guest.drop()
         os.close(self._tty)
         self._tty = -1
         self._moved.set()
@@ -127,7 +125,7 @@ class Bridge:
             self._take()
             self._moved.clear()
             try:
-                await asyncio.wait_for(self._moved.wait(), limit if self._output in self._waiting else quiet)
+                await asyncio.wait_for(self._moved.wait(), limit if self._to_engine else quiet)
             except TimeoutError:
                 return
 

@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from consoles.errors import SourceError
+from consoles.wakers import Wakers, Writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +115,7 @@ class Link:
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._reading = False
-        self._wakers: list[Callable[[], None]] = []
+        self._room = Writable(write_fd)
         self._open = True
         #: why the connection was lost, "" while it holds
         self.reason = ""
@@ -149,7 +150,7 @@ class Link:
         if self._open and not self.reason:
             self.reason = reason
             self.pause()
-            self._forget_wakers()
+            self._room.drop()
             self._lost()
 
     def write(self, data: bytes) -> int:
@@ -169,21 +170,7 @@ class Link:
 
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once there is room; a connection that is lost wakes nobody."""
-        if not self._open or self.reason or self._write_fd < 0:
-            return
-        if not self._wakers:
-            self._loop.add_writer(self._write_fd, self._writable)
-        self._wakers.append(wake)
-
-    def _writable(self) -> None:
-        for wake in self._forget_wakers():
-            wake()
-
-    def _forget_wakers(self) -> list[Callable[[], None]]:
-        wakers, self._wakers = self._wakers, []
-        if wakers:
-            self._loop.remove_writer(self._write_fd)
-        return wakers
+        self._room.add(wake)
 
     def drain(self) -> None:
         """Deliver what the far end wrote before now, up to a bound."""
@@ -202,7 +189,7 @@ class Link:
         """Deliver the rest and close the descriptors."""
         if self._open:
             self.pause()
-            self._forget_wakers()
+            self._room.drop()
             self.drain()
             self._open = False
             for fd in {self._read_fd, self._write_fd} - {-1}:
@@ -219,7 +206,7 @@ class Returning(abc.ABC):
         self._paused = False
         self._away = False
         self._lost = asyncio.Event()
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Future[None] | None = None
 
@@ -250,9 +237,7 @@ class Returning(abc.ABC):
         self._connection = connection
         if not self._paused:
             connection.resume()
-        wakers, self._wakers = self._wakers, []
-        for wake in wakers:
-            connection.when_writable(wake)
+        self._wakers.pass_on(connection.when_writable)
 
     def _deliver(self, data: bytes) -> None:
         if self._listener is not None:
@@ -317,7 +302,7 @@ class Returning(abc.ABC):
         if self._connection is not None:
             self._connection.when_writable(wake)
         else:
-            self._wakers.append(wake)
+            self._wakers.add(wake)
 
     async def close(self) -> None:
         """Stop connecting and let go of the connection; its last bytes are delivered first."""
@@ -331,4 +316,4 @@ class Returning(abc.ABC):
         if connection is not None:
             await self._let_go(connection)
         self._listener = None
-        self._wakers.clear()
+        self._wakers.drop()

@@ -25,6 +25,7 @@ import serial_asyncio
 from consoles.errors import SourceError
 from consoles.sources.link import CHUNK, Backoff, Returning, open_off_loop
 from consoles.sources.pty import Identity, look
+from consoles.wakers import Wakers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ class SerialConnection(asyncio.Protocol):
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._full = False
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
         self._ended = asyncio.Event()
         self._paused = True
         self.reason = ""
@@ -175,15 +176,13 @@ class SerialConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The transport has room again."""
         self._full = False
-        wakers, self._wakers = self._wakers, []
-        for wake in wakers:
-            wake()
+        self._wakers.wake()
 
     def _lose(self, reason: str) -> None:
         if not self.reason and not self._transport.is_closing():
             self.reason = reason
             self._transport.pause_reading()
-            self._wakers.clear()
+            self._wakers.drop()
             self._loop.call_soon(self._lost)
 
     def pause(self) -> None:
@@ -208,7 +207,7 @@ class SerialConnection(asyncio.Protocol):
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once when there is room."""
         if self._full:
-            self._wakers.append(wake)
+            self._wakers.add(wake)
         elif not self.reason:
             self._loop.call_soon(wake)
 

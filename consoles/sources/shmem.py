@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from consoles.sharedmem.regions import open_region
 from consoles.sharedmem.shmem import GUEST_CLOSED, GUEST_OPEN, Channel
+from consoles.wakers import Wakers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,7 @@ class ShmemSource:
         self._loop = asyncio.get_running_loop()
         self._listener: Listener | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
         self._paused = False
         self._delay = FAST
         self._active = 0.0
@@ -182,9 +183,7 @@ class ShmemSource:
         if not self._paused:
             moved = self.flush(CHUNK)
         if self._wakers and self._channel is not None and self._channel.writable() > 0:
-            wakers, self._wakers = self._wakers, []
-            for wake in wakers:
-                wake()
+            self._wakers.wake()
             moved = True
         return moved
 
@@ -244,7 +243,7 @@ class ShmemSource:
 
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once the guest has made room."""
-        self._wakers.append(wake)
+        self._wakers.add(wake)
         self._hurry()
 
     def _hurry(self) -> None:
@@ -260,7 +259,7 @@ class ShmemSource:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wakers.clear()
+        self._wakers.drop()
         if self._bell is not None:
             if self._channel is not None:
                 self._loop.remove_reader(self._bell.fileno())

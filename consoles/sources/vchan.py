@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from consoles.sharedmem.vchan import Vchan, load
 from consoles.sources.link import DRAIN_MAX, Backoff, Returning, open_off_loop
+from consoles.wakers import Wakers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ class VchanLink:
         self._reading = False
         self._open = True
         self._due = False
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
         #: why the connection was lost, "" while it holds
         self.reason = ""
         self._loop.add_reader(vchan.fd, self._rang)
@@ -84,9 +85,7 @@ class VchanLink:
         else:
             self._look_soon()
         if self._wakers and self._holds and self._vchan.has_room():
-            wakers, self._wakers = self._wakers, []
-            for wake in wakers:
-                wake()
+            self._wakers.wake()
 
     @property
     def _holds(self) -> bool:
@@ -97,7 +96,7 @@ class VchanLink:
         if self._holds:
             self.reason = reason
             self._loop.remove_reader(self._vchan.fd)
-            self._wakers.clear()
+            self._wakers.drop()
             self._lost()
 
     def write(self, data: bytes) -> int:
@@ -114,7 +113,7 @@ class VchanLink:
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once the guest has made room; a connection that is lost wakes nobody."""
         if self._holds:
-            self._wakers.append(wake)
+            self._wakers.add(wake)
             self._look_soon()
 
     async def close(self) -> None:
@@ -122,7 +121,7 @@ class VchanLink:
         if not self._open:
             return
         self._loop.remove_reader(self._vchan.fd)
-        self._wakers.clear()
+        self._wakers.drop()
         left = DRAIN_MAX
         while left > 0 and (data := self._vchan.read()):
             left -= len(data)

@@ -28,6 +28,7 @@ from consoles.errors import SourceError
 from consoles.sharedmem.ivshmem import STATE_READY, UioDevice
 from consoles.sharedmem.regions import fence
 from consoles.sharedmem.virtqueue import Broken, Queue
+from consoles.wakers import Wakers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,7 @@ class VirtioConsole:
         self._device: Device | None = None
         self._listener: Listener | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
         self._paused = False
         self._there = False
         self._was_there = False
@@ -364,15 +365,13 @@ class VirtioConsole:
 
     def when_writable(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once the guest has made a buffer available."""
-        self._wakers.append(wake)
+        self._wakers.add(wake)
         self._loop.call_soon(self._wake)
 
     def _wake(self) -> None:
         queue = self._queues[RECEIVE]
         if self._wakers and self._running and queue is not None and self._guarded(lambda: queue.waiting() > 0):
-            wakers, self._wakers = self._wakers, []
-            for wake in wakers:
-                wake()
+            self._wakers.wake()
 
     def pause(self) -> None:
         """Take nothing more from the guest: its console writers spin."""
@@ -394,7 +393,7 @@ class VirtioConsole:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wakers.clear()
+        self._wakers.drop()
         self._loop.remove_reader(device.fileno())
         device.set_state(0)
         device.close()

@@ -7,10 +7,11 @@ a guest that does not read stops its writers instead of filling our memory.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
+
+from consoles.wakers import Wakers, Writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,11 +57,10 @@ class InputQueue:
     def __init__(self, fd: int, typed: Callable[[], None] | None = None) -> None:
         self._fd = fd
         self._typed = typed
-        self._loop = asyncio.get_running_loop()
         self._chunks: deque[bytes] = deque()
         self._size = 0
-        self._waiting = False
-        self._wakers: list[Callable[[], None]] = []
+        self._full = Writable(fd)
+        self._wakers = Wakers()
         #: bytes ever fed, written to the guest or still waiting
         self.fed = 0
 
@@ -76,14 +76,14 @@ class InputQueue:
         self._chunks.append(data)
         self._size += len(data)
         self.fed += len(data)
-        if not self._waiting:
+        if not self._full:
             self._flush()
-            if self._typed is not None and len(data) <= KEY and not self._waiting:
+            if self._typed is not None and len(data) <= KEY and not self._full:
                 self._typed()
 
     def when_room(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once when there is room again."""
-        self._wakers.append(wake)
+        self._wakers.add(wake)
 
     def _flush(self) -> None:
         while self._chunks:
@@ -91,9 +91,7 @@ class InputQueue:
             try:
                 written = os.write(self._fd, chunk)
             except BlockingIOError:
-                if not self._waiting:
-                    self._waiting = True
-                    self._loop.add_writer(self._fd, self._flush)
+                self._full.add(self._flush)
                 break
             except OSError:  # the guest's end is gone: what was typed has no reader any more
                 self._chunks.clear()
@@ -104,25 +102,19 @@ class InputQueue:
                 self._chunks.popleft()
             else:
                 self._chunks[0] = chunk[written:]
-        if self._waiting and not self._chunks:
-            self._waiting = False
-            self._loop.remove_writer(self._fd)
-        if self.has_room and self._wakers:
-            wakers, self._wakers = self._wakers, []
-            for wake in wakers:
-                wake()
+        if self.has_room:
+            self._wakers.wake()
 
     def close(self) -> None:
         """Drop what is queued and close the descriptor."""
         if self._fd < 0:
             return
-        if self._waiting:
-            self._loop.remove_writer(self._fd)
+        self._full.drop()
         os.close(self._fd)
         self._fd = -1
         self._chunks.clear()
         self._size = 0
-        self._wakers.clear()
+        self._wakers.drop()
 
 
 class SourceInput:
@@ -138,7 +130,7 @@ class SourceInput:
         self._waiting = False
         self._closed = False
         self._gone = False
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers = Wakers()
         self.fed = 0
         #: bytes typed in vain
         self.dropped = 0
@@ -161,7 +153,7 @@ class SourceInput:
 
     def when_room(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once when there is room again."""
-        self._wakers.append(wake)
+        self._wakers.add(wake)
 
     def gone(self) -> None:
         """The far end cannot be reached."""
@@ -190,13 +182,11 @@ class SourceInput:
         self._wake()
 
     def _wake(self) -> None:
-        if self.has_room and self._wakers:
-            wakers, self._wakers = self._wakers, []
-            for wake in wakers:
-                wake()
+        if self.has_room:
+            self._wakers.wake()
 
     def close(self) -> None:
         """Drop what is queued."""
         self._closed = True
         self._data.clear()
-        self._wakers.clear()
+        self._wakers.drop()

@@ -7,7 +7,6 @@ killed at any instruction neither repeats nor skips a byte when the next one goe
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -16,6 +15,7 @@ import termios
 from typing import TYPE_CHECKING, Final
 
 from consoles.streams.journal import grow_pipe
+from consoles.wakers import Writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,7 @@ class StdioSink:
         self._cursor = cursor
         self._out = out
         self._progress = progress
-        self._loop = asyncio.get_running_loop()
-        self._waiting = False
+        self._full = Writable(out)
         #: absolute offset of the next byte to write
         self.offset = os.lseek(cursor, 0, os.SEEK_CUR)
         if self.offset < journal.base:  # its reader had left, and what it did not read was given back
@@ -77,7 +76,7 @@ class StdioSink:
 
     def pump(self) -> None:
         """Write what there is, as far as the reader takes it."""
-        if not self._waiting:
+        if not self._full:
             self._send()
 
     def _send(self) -> None:
@@ -86,7 +85,8 @@ class StdioSink:
             try:
                 sent = self._move(min(self.lag, CHUNK))
             except BlockingIOError:
-                self._wait()
+                if not self._full:
+                    self._full.add(self._send)
                 break
             except OSError as exc:
                 # EPIPE, EIO: the engine closed its end. The guest must not stand still for a reader who left.
@@ -95,8 +95,6 @@ class StdioSink:
                 break
             self.offset += sent
             moved = True
-        if self._waiting and self.lag == 0:
-            self._stop_waiting()
         if moved:
             self._progress()
 
@@ -111,21 +109,11 @@ class StdioSink:
         os.lseek(self._cursor, self.offset + sent, os.SEEK_SET)
         return sent
 
-    def _wait(self) -> None:
-        if not self._waiting:
-            self._waiting = True
-            self._loop.add_writer(self._out, self._send)
-
-    def _stop_waiting(self) -> None:
-        self._waiting = False
-        self._loop.remove_writer(self._out)
-
     def close(self) -> None:
         """Close cursor and output; the position stays with whoever else holds the cursor."""
         if self._out < 0:
             return
-        if self._waiting:
-            self._stop_waiting()
+        self._full.drop()
         os.close(self._out)
         os.close(self._cursor)
         self._out = -1
