@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.measure import BenchError
 from bench.table import Row
-from consoles.streams.fifo import open_fifo
+from consoles.streams.fifo import FifoSource, open_fifo
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks import logfile
@@ -40,7 +40,7 @@ async def _copy(directory: Path, mebibytes: int, *, logged: bool) -> tuple[float
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    source = open_fifo("con", at)
+    source = FifoSource(open_fifo("con", at))
     os.close(at)
     # the engine's pipe has its ordinary size
     reader, out = os.pipe()

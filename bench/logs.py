@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.measure import BenchError
 from bench.table import Row
-from consoles.streams.fifo import open_fifo
+from consoles.streams.fifo import FifoSource, open_fifo
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks import logfile
@@ -116,7 +116,7 @@ async def _ours(directory: Path, data: Path, size: int) -> Done:
         name.unlink(missing_ok=True)
         os.mkfifo(name)
     at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    source = open_fifo("con", at)
+    source = FifoSource(open_fifo("con", at))
     os.close(at)
     journal = Journal.create("bench")
     hub = Hub(journal, source, window=limits.console.window_bytes, replay=limits.console.replay_bytes)

@@ -19,7 +19,7 @@ from bench.engine import BLOCK, Terminal
 from bench.measure import BenchError
 from bench.place import await_end
 from bench.table import Row
-from consoles.streams.fifo import open_fifo
+from consoles.streams.fifo import FifoSource, open_fifo
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from runphi_async.config.loading import load
@@ -163,7 +163,7 @@ async def _fan_out(directory: Path, mebibytes: int, count: int) -> tuple[float, 
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    source = open_fifo("con", at)
+    source = FifoSource(open_fifo("con", at))
     os.close(at)
     total = mebibytes * _MIB
     hub = Hub(Journal.create("bench"), source, window=load(None).console.window_bytes, replay=total)

@@ -2,7 +2,7 @@
 """Makes a console of any ``Source``: what it brings goes into a hub, what is typed goes to it.
 
 For a guest's main console (``runphi_async.terminals.console``), and for everything else that is a console: a named
-channel, a board on a serial port. Logs, the engine's stdio and people are added to the hub, as to that of a FIFO.
+channel, a board on a serial port. Logs, the engine's stdio and people are added to the hub.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from consoles.errors import SourceError
 from consoles.sources.base import Breaks, OneWay
 from consoles.sources.link import Backoff
-from consoles.streams.hub import Hub
-from consoles.streams.input import SourceInput
+from consoles.streams.hub import Hub, Spliced
+from consoles.streams.input import KEY, Input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ class Feed:
         self.tried = asyncio.Event()
         source.pause()  # until the hub starts
         self.hub = Hub(journal, source, window=window, replay=replay)
-        self.input = SourceInput(source)
+        self.input = Input(source)
 
     async def open(self) -> None:
         """Reach the far end now.
@@ -83,6 +83,15 @@ class Feed:
             if away:
                 self.back()
             return
+
+    def typed(self, data: bytes) -> None:
+        """Write what somebody typed, and look out for the echo if it was a key.
+
+        The echo of a quick guest has gone all its way, to the screens of those who watch, when this returns.
+        """
+        self.input.feed(data)
+        if data and len(data) <= KEY and not self.input.queued:
+            self.hub.expect_echo()
 
     async def send_break(self, seconds: float = BREAK) -> None:
         """Send a break, where the source is a line that has such a thing.
@@ -129,6 +138,11 @@ class Feed:
         shown = "".join(c if c.isprintable() else "?" for c in text)
         self.hub.say(b"" if fresh else b"\r\n")
         self.hub.say(f"[runphi: {shown}]\r\n".encode("utf-8", "backslashreplace"))
+
+    async def finish(self) -> None:
+        """Take the last bytes, as far as that is not for the hub: it takes what is spliced when there is room."""
+        if not isinstance(self._source, Spliced):
+            await self.close()
 
     async def close(self) -> None:
         """Take the last bytes and let go of the source; the hub is closed by its owner."""

@@ -9,16 +9,17 @@ its owner.
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import math
 import os
-import termios
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from consoles.streams.sinks.attach import AttachSink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from consoles.streams.journal import Journal
     from consoles.streams.sinks.attach import Outlet
 
@@ -69,7 +70,7 @@ class Follower(Protocol):
 
 
 class Valve(Protocol):
-    """What holds back a source that cannot be spliced (``consoles.sources.base.Source`` is one)."""
+    """What the hub needs of a source: to hold it back (``consoles.sources.base.Source`` is one)."""
 
     def pause(self) -> None:
         """Bring no more until ``resume``."""
@@ -77,6 +78,31 @@ class Valve(Protocol):
 
     def resume(self) -> None:
         """Bring what comes."""
+        ...
+
+
+@runtime_checkable
+class Spliced(Protocol):
+    """The fast path, which a source may have: the kernel moves its bytes, none of them comes into this process.
+
+    Such a source calls nobody's ``received``. It is asked for its bytes, so it never brings more than there is room
+    for, and the rest stays with it.
+    """
+
+    def when_ready(self, take: Callable[[], object]) -> None:
+        """Call ``take`` whenever there are bytes, as long as the source is not paused."""
+        ...
+
+    def splice(self, journal: Journal, limit: int) -> int:
+        """Move up to ``limit`` bytes to the journal's end; return how many, 0 when there will be no more.
+
+        :raises BlockingIOError: there is nothing now.
+        """
+        ...
+
+    @property
+    def unread(self) -> bool:
+        """Whether bytes wait."""
         ...
 
 
@@ -92,15 +118,17 @@ class HubStatistics(NamedTuple):
 class Hub:
     """Moves one guest's output from ``source`` to all its readers.
 
-    :param source: a non-blocking FIFO, owned; or the valve of what calls ``accept`` (``consoles.streams.feed``).
+    :param source: not owned; one that is not ``Spliced`` brings its bytes to ``accept`` (``consoles.streams.feed``).
     :param window: the guest may run this many bytes ahead of its slowest lossless sink.
     :param replay: bytes kept for those who attach later.
     """
 
-    def __init__(self, journal: Journal, source: int | Valve, *, window: int, replay: int) -> None:
+    def __init__(self, journal: Journal, source: Valve, *, window: int, replay: int) -> None:
         self.journal = journal
-        self._source = source if isinstance(source, int) else -1
-        self._valve = None if isinstance(source, int) else source
+        self._source = source
+        self._spliced = source if isinstance(source, Spliced) else None
+        if self._spliced is not None:
+            self._spliced.when_ready(self._take)
         self._window = window
         self._replay = replay
         self._loop = asyncio.get_running_loop()
@@ -115,8 +143,6 @@ class Hub:
         self._closing = False
         self._echoes_missed = 0
         self._started = False
-        #: loop time of the first byte, for boot-time numbers
-        self.first_byte: float | None = None
 
     def start(self) -> None:
         """Begin to listen to the guest; every lossless sink that takes up an old cursor has been added by now."""
@@ -130,16 +156,19 @@ class Hub:
         journal = self.journal
         return HubStatistics(journal.tail, journal.tail - journal.base, len(self._clients), self._stalls)
 
-    def add_sink(self, sink: LosslessSink) -> None:
-        """Add a sink that the guest waits for."""
-        self._sinks.append(sink)
+    @property
+    def is_listening(self) -> bool:
+        """Whether the source may bring bytes: not before ``start``, and not while the guest is made to wait."""
+        return self._reading
+
+    def add_sink(self, sink: LosslessSink, *, first: bool = False) -> None:
+        """Add a sink that the guest waits for.
+
+        :param first: it gets its bytes before the others: somebody looks at it.
+        """
+        self._sinks.insert(0 if first else len(self._sinks), sink)
         if self._started:
             sink.pump()
-
-    def remove_sink(self, sink: LosslessSink) -> None:
-        """Forget a lossless sink; the guest no longer waits for it."""
-        self._sinks.remove(sink)
-        self.progress()
 
     def attach(
         self,
@@ -190,26 +219,18 @@ class Hub:
         return first + end + 1
 
     def _listen(self) -> None:
-        if not self._reading and self._source >= 0:
+        if not self._reading:
             self._reading = True
-            self._loop.add_reader(self._source, self._take)
-        elif not self._reading and self._valve is not None:
-            self._reading = True
-            self._valve.resume()
+            self._source.resume()
 
     def _stop_listening(self) -> None:
         if self._reading:
             self._reading = False
-            if self._valve is None:
-                self._loop.remove_reader(self._source)
-            else:
-                self._valve.pause()
+            self._source.pause()
 
     def accept(self, data: bytes) -> None:
         """Take what a source that cannot be spliced has read; beyond the window it is held back, never dropped."""
         self.journal.append(data)
-        if self.first_byte is None:
-            self.first_byte = self._loop.time()
         self._moved.set()
         self._pass_on()
         self._release()
@@ -221,21 +242,21 @@ class Hub:
         return self._window - max((sink.lag for sink in self._sinks), default=0)
 
     def _take(self) -> bool:
-        """Take what the guest printed; return whether that was anything."""
+        """Take what the guest printed by the fast path; return whether that was anything."""
+        if self._spliced is None:
+            return False
         room = self._room()
         if room <= 0:
             self._stop_listening()
             self._stalls += 1
             return False
         try:
-            taken = self.journal.take(self._source, min(room, TURN))
+            taken = self._spliced.splice(self.journal, min(room, TURN))
         except BlockingIOError:
             return False
         if taken == 0:
             self._stop_listening()
             return False
-        if self.first_byte is None:
-            self.first_byte = self._loop.time()
         self._moved.set()
         self._pass_on()
         self._release()
@@ -245,8 +266,11 @@ class Hub:
         """A key went to the guest: look out for its echo without going to sleep.
 
         Going to sleep and waking up again on another CPU takes longer than a guest needs to echo (measured: 40 µs
-        instead of 140 µs). A guest that does not answer that fast is asked rarely.
+        instead of 140 µs). A guest that does not answer that fast is asked rarely, and a source without the fast path
+        never: there is nothing that could be asked.
         """
+        if self._spliced is None:
+            return
         self._echoes_missed += 1
         if self._echoes_missed > ECHO_TRIES and self._echoes_missed % ECHO_TRIES:
             return
@@ -298,7 +322,7 @@ class Hub:
     def progress(self) -> None:
         """A sink got rid of bytes: go on listening when there is room again."""
         self._moved.set()
-        if not self._started:
+        if not self._started or self._closing:
             return
         self._release()
         if not self._reading and self._room() > 0:
@@ -316,12 +340,17 @@ class Hub:
         while self.journal.tail < total:
             self._moved.clear()
             before = self.journal.tail
-            try:
-                await asyncio.wait_for(self._moved.wait(), seconds)
-            except TimeoutError:
-                if self.journal.tail == before:
-                    return False
+            if not await self._moves(seconds) and self.journal.tail == before:
+                return False
         return True
+
+    async def _moves(self, seconds: float) -> bool:
+        """Wait until something has moved since ``_moved`` was cleared; False: nothing did."""
+        with contextlib.suppress(TimeoutError):
+            # Not wait_for: Python 3.11's forgets a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                await self._moved.wait()
+        return self._moved.is_set()
 
     async def drain(self, seconds: float) -> bool:
         """The guest has ended: pass on all it printed; return whether every lossless sink has it.
@@ -332,36 +361,31 @@ class Hub:
             self._take_rest()
             for sink in self._sinks:
                 sink.hurry()
-            if all(sink.lag == 0 for sink in self._sinks) and not self._reading_left():
+            if all(sink.lag == 0 for sink in self._sinks) and not self._unread():
                 return True
             self._moved.clear()
-            try:
-                await asyncio.wait_for(self._moved.wait(), seconds)
-            except TimeoutError:
+            if not await self._moves(seconds):
                 return False
 
     def _take_rest(self) -> None:
-        while self._source >= 0 and (room := self._room()) > 0:
+        while self._unread() and (room := self._room()) > 0:
             try:
-                if self.journal.take(self._source, room) == 0:
+                if self._spliced is None or self._spliced.splice(self.journal, room) == 0:
                     break
             except BlockingIOError:
                 break
             self._pass_on()
         self._pass_on()
 
-    def _reading_left(self) -> bool:
-        return self._source >= 0 and fcntl.ioctl(self._source, termios.FIONREAD, bytes(4)) != bytes(4)
+    def _unread(self) -> bool:
+        return self._spliced is not None and self._spliced.unread
 
     def close(self) -> None:
-        """Stop listening and close what the hub owns; sinks are closed by their owner.
+        """Stop listening and close the journal; source and sinks are closed by their owners.
 
         Clients go on getting what they lag behind: the journal is closed when the last one is detached.
         """
         self._stop_listening()
-        if self._source >= 0:
-            os.close(self._source)
-            self._source = -1
         if self._later is not None:  # clients go on by themselves from here on
             self._pass_to_patient()
         self._closing = True

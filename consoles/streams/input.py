@@ -7,11 +7,10 @@ a guest that does not read stops its writers instead of filling our memory.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from consoles.wakers import Wakers, Writable
+from consoles.wakers import Wakers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,113 +23,22 @@ ROOM: Final = 1 << 16
 KEY: Final = 8
 
 
-class Input(Protocol):
-    """Bytes on their way to a guest, whatever way that is."""
+class Input:
+    """Bytes on their way to the far end of a source.
 
-    #: bytes ever fed
-    fed: int
-
-    @property
-    def has_room(self) -> bool:
-        """Whether feeders may go on."""
-        ...
-
-    def feed(self, data: bytes) -> None:
-        """Queue ``data`` behind all that was fed before."""
-        ...
-
-    def when_room(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` once when there is room again."""
-        ...
-
-    def close(self) -> None:
-        """Drop what is queued."""
-        ...
-
-
-class InputQueue:
-    """Bytes on their way to the guest's console input; owns ``fd`` (a non-blocking descriptor).
-
-    :param typed: called when a key, not a lot of text, has gone to the guest.
-    """
-
-    def __init__(self, fd: int, typed: Callable[[], None] | None = None) -> None:
-        self._fd = fd
-        self._typed = typed
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._full = Writable(fd)
-        self._wakers = Wakers()
-        #: bytes ever fed, written to the guest or still waiting
-        self.fed = 0
-
-    @property
-    def has_room(self) -> bool:
-        """Whether feeders may go on."""
-        return self._size < ROOM
-
-    def feed(self, data: bytes) -> None:
-        """Queue ``data`` behind all that was fed before."""
-        if self._fd < 0 or not data:
-            return
-        self._chunks.append(data)
-        self._size += len(data)
-        self.fed += len(data)
-        if not self._full:
-            self._flush()
-            if self._typed is not None and len(data) <= KEY and not self._full:
-                self._typed()
-
-    def when_room(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` once when there is room again."""
-        self._wakers.add(wake)
-
-    def _flush(self) -> None:
-        while self._chunks:
-            chunk = self._chunks[0]
-            try:
-                written = os.write(self._fd, chunk)
-            except BlockingIOError:
-                self._full.add(self._flush)
-                break
-            except OSError:  # the guest's end is gone: what was typed has no reader any more
-                self._chunks.clear()
-                self._size = 0
-                break
-            self._size -= written
-            if written == len(chunk):
-                self._chunks.popleft()
-            else:
-                self._chunks[0] = chunk[written:]
-        if self.has_room:
-            self._wakers.wake()
-
-    def close(self) -> None:
-        """Drop what is queued and close the descriptor."""
-        if self._fd < 0:
-            return
-        self._full.drop()
-        os.close(self._fd)
-        self._fd = -1
-        self._chunks.clear()
-        self._size = 0
-        self._wakers.drop()
-
-
-class SourceInput:
-    """Bytes on their way to a far end that is a ``Source``.
-
-    What is typed while it is gone is dropped, and so is what was queued: keys typed before a board was unplugged must
-    not hit the board that is plugged in an hour later.
+    What is typed while that is gone is dropped, and so is what was queued: keys typed before a board was unplugged
+    must not hit the board that is plugged in an hour later.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._data = bytearray()
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
         self._waiting = False
         self._closed = False
         self._gone = False
-        self._wakers = Wakers()
+        self._feeders = Wakers()
+        #: bytes ever fed, written or still waiting
         self.fed = 0
         #: bytes typed in vain
         self.dropped = 0
@@ -138,14 +46,20 @@ class SourceInput:
     @property
     def has_room(self) -> bool:
         """Whether feeders may go on."""
-        return len(self._data) < ROOM
+        return self._size < ROOM
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait until the far end takes more."""
+        return self._size
 
     def feed(self, data: bytes) -> None:
         """Queue ``data`` behind all that was fed before."""
         if self._closed or not data:
             return
         self.fed += len(data)
-        self._data += data
+        self._size += len(data)
+        self._chunks.append(data)
         if self._gone:
             self._drop()
         elif not self._waiting:
@@ -153,40 +67,48 @@ class SourceInput:
 
     def when_room(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once when there is room again."""
-        self._wakers.add(wake)
+        self._feeders.add(wake)
 
     def gone(self) -> None:
-        """The far end cannot be reached."""
+        """Drop what is queued, and what is fed from now on: the far end cannot be reached."""
         self._gone = True
         self._waiting = False
         self._drop()
 
     def back(self) -> None:
-        """The far end is there again."""
+        """Go on: the far end is there again."""
         self._gone = False
 
     def _drop(self) -> None:
-        self.dropped += len(self._data)
-        self._data.clear()
-        self._wake()
+        self.dropped += self._size
+        self._clear()
+        self._feeders.wake()
+
+    def _clear(self) -> None:
+        self._chunks.clear()
+        self._size = 0
 
     def _flush(self) -> None:
         self._waiting = False
-        while self._data and not self._gone:
-            written = self._source.write(bytes(self._data[:ROOM]))
+        while self._chunks and not self._gone:
+            chunk = self._chunks[0]
+            written = self._source.write(chunk)
+            if self._gone or self._closed:  # it was lost in that moment, and this is empty
+                break
             if written == 0:
                 self._waiting = True
                 self._source.when_writable(self._flush)
                 break
-            del self._data[:written]
-        self._wake()
-
-    def _wake(self) -> None:
+            self._size -= written
+            if written == len(chunk):
+                self._chunks.popleft()
+            else:
+                self._chunks[0] = chunk[written:]
         if self.has_room:
-            self._wakers.wake()
+            self._feeders.wake()
 
     def close(self) -> None:
-        """Drop what is queued."""
+        """Drop what is queued; the source stays its owner's."""
         self._closed = True
-        self._data.clear()
-        self._wakers.drop()
+        self._clear()
+        self._feeders.drop()

@@ -20,11 +20,14 @@ class StdinSource:
 
     A pty slave gives EIO, a pipe gives b"" when nobody can write to it any more. Both mean end of input, not the end
     of the guest.
+
+    :param typed: given what was read; it feeds ``queue``.
     """
 
-    def __init__(self, fd: int, queue: Input, on_eof: Callable[[], None]) -> None:
+    def __init__(self, fd: int, queue: Input, typed: Callable[[bytes], None], on_eof: Callable[[], None]) -> None:
         self._fd = fd
         self._queue = queue
+        self._typed = typed
         self._on_eof = on_eof
         self._loop = asyncio.get_running_loop()
         self._pollable = True
@@ -41,7 +44,7 @@ class StdinSource:
             self.close()
             self._on_eof()
             return
-        self._queue.feed(data)
+        self._typed(data)
         if not self._queue.has_room:
             if self._pollable:
                 self._loop.remove_reader(self._fd)

@@ -30,12 +30,12 @@ async def either(*events: anyio.Event) -> None:
             tasks.start_soon(wait, event)
 
 
-async def together(*functions: Callable[[], Awaitable[None]]) -> None:
+async def together(*functions: Callable[[], Awaitable[object]]) -> None:
     """Run all functions side by side; the first failure stops the others and is raised as it is."""
     failures: list[Exception] = []
     async with anyio.create_task_group() as tasks:
 
-        async def run(function: Callable[[], Awaitable[None]]) -> None:
+        async def run(function: Callable[[], Awaitable[object]]) -> None:
             try:
                 await function()
             except Exception as exc:

@@ -24,12 +24,10 @@ from runphi_async.wire.outgoing import ClientGone, Outlet
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from consoles.streams.input import Input
     from runphi_async.commands.cli import Globals, Parser
     from runphi_async.container.guest import Guest
     from runphi_async.container.registry import Supervisor
-    from runphi_async.terminals.channels import Stream
-    from runphi_async.terminals.console import Console
+    from runphi_async.terminals.stream import Stream
     from runphi_async.wire.call import Call
 
 log = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ class Order(NamedTuple):
     replay: str | None = None
     escape: str = ""
     channel: str | None = None
-    stream: Console | Stream | None = None
+    stream: Stream | None = None
     log_dir: str = ""
 
 
@@ -159,20 +157,20 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
         size = read_size(payload) if kind == wire.RESIZE else None
     who = await who_is(call, order.words)
     call.close_fds()
-    console, people, start = order.stream or guest.console, guest.people_on(order.channel), order.start
-    assert console is not None
+    stream, start = order.stream or guest.console, order.start
+    assert stream is not None
     if start is None and order.replay is not None and not guest.settled.is_set():
-        start = await replay.begin(call, console.hub, order.log_dir, order.replay, size)
+        start = await replay.begin(call, stream.hub, order.log_dir, order.replay, size)
     if guest.settled.is_set():  # it ended meanwhile
         return guest.record.exit_code or 0
     rows = size.rows if size is not None else 0
-    sink = console.attach(Outlet(call.outgoing), start, rows)
-    session = people.join(who, order.how, order.wish, sink, quiet=order.quiet, size=size)
+    sink = stream.attach(Outlet(call.outgoing), start, rows)
+    session = stream.people.join(who, order.how, order.wish, sink, quiet=order.quiet, size=size)
     try:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:
-                await _listen(call, guest, console.input, session, order)
+                await _listen(call, guest, stream, session, order)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(listen)
@@ -184,13 +182,13 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
             await sink.drained()
         return guest.record.exit_code or 0
     finally:
-        people.leave(session)
-        console.hub.detach(sink)
+        stream.people.leave(session)
+        stream.hub.detach(sink)
 
 
-async def _listen(call: Call, guest: Guest, queue: Input, session: Session, order: Order) -> None:
+async def _listen(call: Call, guest: Guest, stream: Stream, session: Session, order: Order) -> None:
     """Pass on what the person types, as fast as the guest takes it, until the person leaves."""
-    people = guest.people_on(order.channel)
+    people, queue = stream.people, stream.input
     while True:
         if not queue.has_room:
             room = anyio.Event()
@@ -206,13 +204,13 @@ async def _listen(call: Call, guest: Guest, queue: Input, session: Session, orde
             return
         if kind == wire.INPUT:
             if session.types():
-                queue.feed(payload)
+                stream.typed(payload)
         elif kind == wire.RESIZE:
             size = read_size(payload)
             if size is not None:
                 people.resized(session, size)
         elif kind == wire.ASK:
-            await _answer(guest, session, order, payload)
+            await _answer(guest, stream, session, order, payload)
         elif order.wish is Wish.OWN:
             await _owner_says(guest, kind, payload)
 
@@ -229,9 +227,9 @@ async def _owner_says(guest: Guest, kind: bytes, payload: bytes) -> None:
             log.info("%s: %s", guest.record.name, exc)
 
 
-async def _answer(guest: Guest, session: Session, order: Order, key: bytes) -> None:
+async def _answer(guest: Guest, stream: Stream, session: Session, order: Order, key: bytes) -> None:
     """Do what the key behind the escape key says."""
-    people = guest.people_on(order.channel)
+    people = stream.people
     match key:
         case b"t":
             people.take(session)

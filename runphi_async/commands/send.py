@@ -78,7 +78,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         raise StateError("container not running")
     source = await _open(call, given.file)
     try:
-        people = guest.people
+        people = guest.console.people
         wish = Wish.TAKE if given.take else Wish.SHARE if given.share else Wish.PLAIN
         if wish is Wish.PLAIN and (others := people.typists()):
             raise StateError(f"cannot send to {given.id}: {others} may type", "--take takes over, --share sends beside")
@@ -154,7 +154,7 @@ async def _send(call: Call, sending: Sending, *, loud: bool) -> None:
 async def _copy(sending: Sending, done: anyio.Event, failures: list[OSError]) -> None:
     guest, session, feeder, source, rate = sending
     assert guest.console is not None
-    queue = guest.console.input
+    console, queue = guest.console, guest.console.input
     piece = max(1, min(PIECE, rate // PIECES)) if rate else PIECE
     begun = time.monotonic()
     try:
@@ -165,7 +165,7 @@ async def _copy(sending: Sending, done: anyio.Event, failures: list[OSError]) ->
                 await room.wait()
             if not session.types():
                 return
-            queue.feed(data)
+            console.typed(data)
             feeder.sent += len(data)
             if rate:
                 await anyio.sleep(max(0.0, begun + feeder.sent / rate - time.monotonic()))

@@ -59,7 +59,7 @@ async def _numbers(guest: Guest) -> dict[str, Any]:
 
 
 def _people(guest: Guest) -> dict[str, int]:
-    rows = guest.people.rows()
+    rows = guest.console.people.rows() if guest.console is not None else []
     return {
         "attached": len(rows),
         "may-type": sum(row.role != "observer" for row in rows),

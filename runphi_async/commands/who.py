@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -28,14 +27,9 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """List who is attached now."""
-    guest = find_named(supervisor, given.id, options)
-    rows = guest.people_on(given.channel).rows() if _known(guest, given.channel) else []
+    stream = find_named(supervisor, given.id, options).stream(given.channel)
+    rows = stream.people.rows() if stream is not None else []
     if given.format == "json":
         await call.out(msgspec.json.encode([row._asdict() for row in rows]) + b"\n")
     else:
         await call.out(tables.people(rows))
-
-
-def _known(guest: Guest, channel: str | None) -> bool:
-    """Whether there is such a stream now; a name that there is not makes the guest say what there is."""
-    return channel is None or guest.stream(channel) is not None

@@ -328,18 +328,7 @@ class Creation:
         else:
             shown = process.console_size if process is not None else None
             lifeline = Lifeline(record.id, (), terminal.Size(shown.height, shown.width) if shown else _UNKNOWN)
-        guest.console = Console(
-            self._config,
-            guest.directory,
-            guest.record.logs or (),
-            lifeline.journal,
-            lifeline.our_cursors(),
-            lifeline.ours(),
-            guest.note,
-            guest.end_of_input,
-            driver.console(),
-            guest.console_changed,
-        )
+        guest.console = Console(guest, self._config.console, guest.record.logs or (), lifeline.held(), driver.console())
         if guest.console.one_way:
             record.annotations[ONE_WAY_ANNOTATION] = "no"
         self._undo.push_async_callback(guest.console.close)

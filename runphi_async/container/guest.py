@@ -35,7 +35,6 @@ from runphi_async.record import lifecycle
 from runphi_async.record.lifecycle import Action, Event, Status
 from runphi_async.terminals import channels
 from runphi_async.terminals.consolelogs import plans
-from runphi_async.terminals.sessions import Sessions
 from runphi_async.terminals.watching import Watching
 
 if TYPE_CHECKING:
@@ -49,8 +48,9 @@ if TYPE_CHECKING:
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.record.eventlog import EventLog
     from runphi_async.record.store import Record, Store
-    from runphi_async.terminals.channels import Stream
+    from runphi_async.terminals.channels import ChannelStream
     from runphi_async.terminals.console import Console
+    from runphi_async.terminals.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,11 @@ class Guest:
         self.settled = anyio.Event()
         self.events = events
         self.console: Console | None = None
-        self.people = Sessions(self.note, self.resize)
-        self._channel_people: dict[str, Sessions] = {}
         self.watching: Watching | None = None
         #: monotonic time of the start, None when an earlier supervisor did it
         self.started_at: float | None = None
         #: named streams beside the console
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[str, ChannelStream] = {}
         self.driver: Driver | None = None
         #: why a supervisor could not take it over, "" if it could; and what ends it all the same
         self.sick = ""
@@ -118,15 +116,6 @@ class Guest:
         running = self.record.status is Status.CREATED
         record = msgspec.structs.replace(self.record, status=Status.RUNNING) if running else self.record
         self._store.save(record)
-
-    def people_on(self, channel: str | None) -> Sessions:
-        """Return the people on a named stream, None for the console."""
-        if channel is None or channel == self.record.console_channel:
-            return self.people
-        if channel not in self._channel_people:
-            note = functools.partial(self.note, channel=channel)
-            self._channel_people[channel] = Sessions(note, lambda rows, cols: None)
-        return self._channel_people[channel]
 
     def note(self, kind: str, **data: object) -> None:
         """Write an event into the container's event log."""
@@ -169,29 +158,25 @@ class Guest:
 
     def open_channels(self) -> None:
         """Make the named streams, or take them up again."""
-        channels.open_all(self.streams, self._config, self.directory, self.record, self.note)
+        channels.open_all(self.streams, self._config, self)
 
     async def close_channels(self) -> None:
         """Let go of the named streams; their logs are completed first."""
         for stream in self.streams.values():
             await stream.close()
 
-    def stream(self, name: str | None) -> Console | Stream | None:
-        """Return a named stream; None, or the name of the channel that is the console, means the console.
+    def stream(self, name: str | None) -> Stream | None:
+        """Return the stream that is meant (``channels.resolve``); None: the guest has ended, or is not made yet.
 
         :raises NotFoundError: it has none of that name.
         """
-        if name is None or name == self.record.console_channel:
-            return self.console
-        channels.check(self.record, name)
-        return self.streams.get(name)
+        known = channels.resolve(self.record, name)
+        return self.console if known is None else self.streams.get(known)
 
     def logs(self, name: str | None) -> tuple[LogPlan, ...]:
         """Return what is logged of the console or of a named stream."""
-        if name is None or name == self.record.console_channel:
-            return plans(self.record)
-        channels.check(self.record, name)
-        return channels.logs(self._config, self.record, name)
+        known = channels.resolve(self.record, name)
+        return plans(self.record) if known is None else channels.logs(self._config, self.record, known)
 
     def console_changed(self, reason: str | None) -> None:
         """The far end of a console that is no FIFO is gone, or back."""

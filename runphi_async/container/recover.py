@@ -281,19 +281,8 @@ async def _adopt(supervisor: Supervisor, guest: Guest, process: Process) -> None
     record = guest.record
     driver = (await _backend(supervisor, record)).recall(record.plan, guest.directory)
     guest.driver = driver
-    journal, cursors, stdio = take_back(process.fd, record.terminal and not record.attached)
-    guest.console = Console(
-        supervisor.config,
-        guest.directory,
-        plans(record),
-        journal,
-        cursors,
-        stdio,
-        guest.note,
-        guest.end_of_input,
-        driver.console(),
-        guest.console_changed,
-    )
+    held = take_back(process.fd, record.terminal and not record.attached)
+    guest.console = Console(guest, supervisor.config.console, plans(record), held, driver.console())
     guest.open_channels()
     guest.open_bell()
     await supervisor.enliven(guest)

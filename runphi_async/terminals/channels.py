@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named streams of a guest beside its console: each with a hub, an input queue and a log of its own.
+"""Named streams of a guest beside its console: each with a source, a log and people of its own.
 
 A stream's journal is a file in the record directory, so it outlives a supervisor without the init stub's help. For a
 byte ring the journal's length says what was stored and the ring's indices what was released: together nothing is lost
@@ -10,31 +10,27 @@ are the guest's alone, and what happens to it is told by events (``channel-gone`
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 from typing import TYPE_CHECKING, Final
 
 from consoles.sources.shmem import ShmemSource
-from consoles.streams.feed import Feed
-from consoles.streams.fifo import open_fifo
-from consoles.streams.hub import Hub
-from consoles.streams.input import InputQueue
+from consoles.streams.fifo import FifoSource
 from consoles.streams.journal import Journal
 from runphi_async.errors import NotFoundError
 from runphi_async.partition import channels
 from runphi_async.partition.channels import SERIAL, Channel
 from runphi_async.partition.logplan import LogPlan
-from runphi_async.terminals.consolelogs import ConsoleLogs
+from runphi_async.terminals.sessions import Sessions
+from runphi_async.terminals.stream import Logged, Stream
 
 if TYPE_CHECKING:
-    import anyio.abc
-
-    from consoles.streams.input import Input
-    from consoles.streams.sinks.attach import AttachSink, Outlet
+    from consoles.sources.base import Source
     from runphi_async.config.schema import Config
     from runphi_async.record.store import Record
-    from runphi_async.terminals.consolelogs import Note
+    from runphi_async.terminals.stream import Owner
 
 log = logging.getLogger(__name__)
 
@@ -55,59 +51,37 @@ def logs(config: Config, record: Record, name: str) -> tuple[LogPlan, ...]:
     return (LogPlan("raw", directory, "console.log", config.log.max_bytes, config.log.max_files),)
 
 
-class Stream:
-    """One named stream; offers what ``runphi_async.terminals.console.Console`` offers to attach and logs.
+class ChannelStream(Stream):
+    """One named stream.
 
     :param channel: what it is read from; None: the serial port, because a channel is the console.
-    :param note: writes an event.
     """
 
-    def __init__(self, config: Config, directory: str, record: Record, channel: Channel | None, note: Note) -> None:
+    def __init__(self, owner: Owner, config: Config, channel: Channel | None) -> None:
         self.name = channel.name if channel is not None else SERIAL
         self.channel = channel
-        self._note = note
-        self._limits = config.console
-        self._feed: Feed | None = None
-        self._source: object = None
+        self._note = owner.note
         self._breaches = 0
         self._told = -QUIET
         self._closed = False
-        own = os.path.join(directory, STREAMS, self.name)
+        own = os.path.join(owner.directory, STREAMS, self.name)
         os.makedirs(own, mode=0o700, exist_ok=True)
         journal = Journal(os.open(os.path.join(own, JOURNAL), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self.hub: Hub
-        self.input: Input
+        self._source: Source
         if channel is None:
-            self._open_serial(journal, directory)
+            self._source = FifoSource.opened(owner.directory)
         else:
-            source = channels.source(channel, directory, journal.tail, self._breach)
-            self._source = source
-            window, replay = self._limits.window_bytes, self._limits.replay_bytes
-            self._feed = Feed(journal, source, window=window, replay=replay, changed=self._changed, marks=False)
-            self.hub, self.input = self._feed.hub, self._feed.input
-        hold = self._limits.window_bytes // 2
-        self.logs = ConsoleLogs(journal, self.hub, logs(config, record, self.name), own, -1, hold, self._log_note)
-
-    def _open_serial(self, journal: Journal, directory: str) -> None:
-        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            output, typed = open_fifo("con.out", dir_fd), open_fifo("con.in", dir_fd)
-        finally:
-            os.close(dir_fd)
-        self.hub = Hub(journal, output, window=self._limits.window_bytes, replay=self._limits.replay_bytes)
-        self.input = InputQueue(typed, self.hub.expect_echo)
-
-    def start(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Begin to listen, before the guest's first instruction."""
-        self.logs.start(tasks)
-        self.hub.start()
-        if self._feed is not None:
-            tasks.start_soon(self._feed.run, name=f"channel {self.name}")
-
-    def attach(self, outlet: Outlet, start: int | None, rows: int) -> AttachSink:
-        """Add a person; see ``Hub.attach``."""
-        limit, age = self._limits.attach_buffer_bytes, self._limits.attach_buffer_seconds
-        return self.hub.attach(outlet, start=start, rows=rows, limit=limit, age=age)
+            self._source = channels.source(channel, owner.directory, journal.tail, self._breach)
+        note = functools.partial(owner.note, channel=self.name)
+        super().__init__(
+            self._source,
+            journal,
+            Logged(logs(config, owner.record, self.name), own, note),
+            Sessions(note, lambda rows, cols: None),
+            limits=config.console,
+            changed=self._changed,
+            marks=False,
+        )
 
     # Section: what happens to it
 
@@ -123,9 +97,6 @@ class Stream:
             self._told = time.monotonic()
             log.warning("channel %s: the guest broke the rules: %s", self.name, what)
             self._note("channel-violation", channel=self.name, what=what, count=self._breaches)
-
-    def _log_note(self, kind: str, **data: object) -> None:
-        self._note(kind, channel=self.name, **data)
 
     def statistics(self) -> dict[str, object]:
         """Return the stream's numbers for people and programs."""
@@ -152,47 +123,45 @@ class Stream:
             }
         return numbers
 
-    # Section: its end
-
-    async def drain(self) -> None:
-        """The guest has ended: bring what is left to the log."""
-        if self._feed is not None:
-            await self._feed.close()
-        await self.hub.drain(self._limits.drain_seconds)
-
     async def close(self) -> None:
         """Complete the log and let go of everything."""
-        if self._feed is not None:
-            await self._feed.close()
-        self.input.close()
-        await self.logs.close()
-        self.hub.close()
+        await super().close()
         self._closed = True
 
 
-def open_all(streams: dict[str, Stream], config: Config, directory: str, record: Record, note: Note) -> None:
-    """Make the streams of a guest, or go on with those of an earlier supervisor.
+def open_all(streams: dict[str, ChannelStream], config: Config, owner: Owner) -> None:
+    """Make the streams of a guest beside its console, or go on with those of an earlier supervisor.
 
     :param streams: where they are put, one by one: the caller closes them, also when one cannot be made.
     """
-    for channel in record.channels:
-        if channel.name != record.console_channel:
-            streams[channel.name] = Stream(config, directory, record, channel, note)
-    if record.console_channel is not None:
-        streams[SERIAL] = Stream(config, directory, record, None, note)
+    for name, channel in _beside(owner.record).items():
+        streams[name] = ChannelStream(owner, config, channel)
 
 
 def names(record: Record) -> list[str]:
     """Return the names of a guest's streams; the console's own is not among them."""
-    found = [channel.name for channel in record.channels if channel.name != record.console_channel]
-    return [*found, SERIAL] if record.console_channel is not None else found
+    return list(_beside(record))
 
 
-def check(record: Record, name: str) -> None:
-    """Refuse the name of a stream that the guest does not have.
+def _beside(record: Record) -> dict[str, Channel | None]:
+    """Return the streams beside the console: where a channel is the console, the serial port (None) is one of them."""
+    found: dict[str, Channel | None] = {channel.name: channel for channel in record.channels}
+    if record.console_channel is not None:
+        found.pop(record.console_channel, None)
+        found[SERIAL] = None
+    return found
 
-    :raises NotFoundError: with those it has.
+
+def resolve(record: Record, name: str | None) -> str | None:
+    """Return which stream somebody means, None for the console.
+
+    That is meant by no name, and by the name of the channel that is the console.
+
+    :raises NotFoundError: there is none of that name; it says which there are.
     """
-    if name not in names(record) and name != record.console_channel:
-        have = ", ".join(names(record)) or "none"
-        raise NotFoundError(f"{record.id} has no channel {name!r}", f"it has: {have}")
+    if name is None or name == record.console_channel:
+        return None
+    have = names(record)
+    if name not in have:
+        raise NotFoundError(f"{record.id} has no channel {name!r}", f"it has: {', '.join(have) or 'none'}")
+    return name

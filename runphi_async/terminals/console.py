@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console of one container: hub, engine stdio, log and input, put together for ``runphi_async.container.guest``.
+"""The console of one container: the stream that also goes to the engine's stdio.
 
 What must survive a supervisor (journal, both cursors, the output FIFO, the engine's stdio) is also held by the init
-stub: ``Console.create`` makes it, ``Console.adopt`` takes it back.
+process: a ``Lifeline`` makes it, ``take_back`` has it from one that lives.
 """
 
 from __future__ import annotations
@@ -12,32 +12,27 @@ import contextlib
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 import anyio.abc
 
-from consoles.errors import SourceError
 from consoles.streams import terminal
-from consoles.streams.feed import Feed
-from consoles.streams.fifo import open_fifo
-from consoles.streams.hub import Hub
-from consoles.streams.input import InputQueue
+from consoles.streams.fifo import FifoSource
 from consoles.streams.journal import Journal
 from consoles.streams.sinks.stdio import StdioSink
 from consoles.streams.stdin import StdinSource
 from runphi_async.lifeline import stub
-from runphi_async.terminals.consolelogs import ConsoleLogs
+from runphi_async.terminals.sessions import Sessions
+from runphi_async.terminals.stream import Logged, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from consoles.sources.base import Source
-    from consoles.streams.input import Input
-    from consoles.streams.sinks.attach import AttachSink, Outlet
-    from runphi_async.config.schema import Config
+    from runphi_async.config.schema import Console as Limits
     from runphi_async.partition.logplan import LogPlan
-    from runphi_async.terminals.consolelogs import Note
+    from runphi_async.terminals.stream import Owner
 
 FIFOS: Final = ("con.in", "con.out")
 #: What a pty master is called in the message to the engine; any name of 1 to 4095 bytes will do.
@@ -74,105 +69,78 @@ async def read_some(source: int, most: int) -> bytes:
             await anyio.wait_readable(source)
 
 
-class Console:
-    """Everything between a guest's console and its readers.
+class Held(NamedTuple):
+    """What an init process holds of a console, as the supervisor's own descriptors.
 
-    :param directory: the record directory.
+    :ivar cursors: descriptions on the journal whose offsets are the positions of the engine's stdio and of the raw log.
+    :ivar stdio: the engine's stdin and stdout.
+    """
+
+    journal: Journal
+    cursors: tuple[int, int]
+    stdio: tuple[int, int]
+
+
+class Console(Stream):
+    """The stream that is the guest's console, with the engine's stdio on it.
+
     :param logs: what is logged, and where.
-    :param note: writes an event.
+    :param held: owned.
     :param source: where the guest's console is, unless it is the FIFO pair; a supervisor that takes over opens it
         again, and what a crash costs is said by the source.
-    :param changed: told that such a source is gone, and why, or is back (None).
     """
 
     def __init__(
-        self,
-        config: Config,
-        directory: str,
-        logs: Sequence[LogPlan],
-        journal: Journal,
-        cursors: tuple[int, int],
-        stdio: tuple[int, int],
-        note: Note,
-        on_eof: Callable[[], None],
-        source: Source | None = None,
-        changed: Callable[[str | None], None] = lambda reason: None,
+        self, owner: Owner, limits: Limits, logs: Sequence[LogPlan], held: Held, source: Source | None = None
     ) -> None:
-        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self.output = open_fifo("con.out", dir_fd)
-            input_fd = open_fifo("con.in", dir_fd)
-        finally:
-            os.close(dir_fd)
-        self._limits = config.console
-        window, replay = config.console.window_bytes, config.console.replay_bytes
-        self._feed: Feed | None = None
-        self.input: Input
-        if source is None:
-            self.hub = Hub(journal, self.output, window=window, replay=replay)
-            self.input = InputQueue(input_fd, self.hub.expect_echo)
-        else:
-            os.close(input_fd)
-            self._feed = Feed(journal, source, window=window, replay=replay, changed=changed)
-            self.hub, self.input = self._feed.hub, self._feed.input
-        self._stdin_fd, out = stdio
-        self._on_eof = on_eof
+        #: whether the console is a source of its own, such as a serial port, and not the VMM's FIFO pair
+        self.is_source = source is not None
+        fifos = FifoSource.opened(owner.directory)
+        #: the FIFO of the guest's output, for the init process to hold
+        self.output = fifos.output
+        self._unused = fifos if source is not None else None
+        super().__init__(
+            source or fifos,
+            held.journal,
+            Logged(logs, owner.directory, owner.note, held.cursors[1]),
+            Sessions(owner.note, owner.resize),
+            limits=limits,
+            changed=owner.console_changed,
+            marks=True,
+        )
+        self._stdin_fd, out = held.stdio
+        self._on_eof = owner.end_of_input
         self._stdin: StdinSource | None = None
-        self.stdio = StdioSink(journal, cursors[0], out, self.hub.progress)
-        self.hub.add_sink(self.stdio)
-        # Less than the window: a guest must not wait for a disk that refuses.
-        hold = config.console.window_bytes // 2
-        self.logs = ConsoleLogs(journal, self.hub, logs, directory, cursors[1], hold, note)
+        self.stdio = StdioSink(held.journal, held.cursors[0], out, self.hub.progress)
+        self.hub.add_sink(self.stdio, first=True)
 
     def start(self, tasks: anyio.abc.TaskGroup) -> None:
         """Begin to listen, before the guest's first instruction."""
-        self.logs.start(tasks)
-        self.hub.start()
-        if self._feed is not None:
-            tasks.start_soon(self._feed.run, name="console source")
-        self._stdin = StdinSource(self._stdin_fd, self.input, self._on_eof)
+        super().start(tasks)
+        self._stdin = StdinSource(self._stdin_fd, self.input, self.typed, self._on_eof)
 
     async def opened(self) -> None:
         """Wait, within bounds, until a console that must be opened was tried to be."""
-        if self._feed is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(OPEN_PATIENCE):
-                    await self._feed.tried.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPEN_PATIENCE):
+                await self._feed.tried.wait()
 
     @property
     def one_way(self) -> str:
         """Why the guest cannot be typed to, "" when it can."""
-        return self._feed.one_way if self._feed is not None else ""
-
-    @property
-    def is_source(self) -> bool:
-        """Whether the console is a source of its own, such as a serial port, and not the VMM's FIFO pair."""
-        return self._feed is not None
+        return self._feed.one_way
 
     async def send_break(self) -> None:
         """Send a break to a console that is a serial line.
 
         :raises SourceError: it is none, or is gone.
         """
-        if self._feed is None:
-            raise SourceError("cannot send a break: the console is no serial line")
         await self._feed.send_break()
 
     @property
     def tty(self) -> int:
         """The descriptor of the engine's terminal (its size can be asked)."""
         return self.stdio.fileno()
-
-    def attach(self, outlet: Outlet, start: int | None, rows: int) -> AttachSink:
-        """Add a person; see ``Hub.attach``."""
-        limit, age = self._limits.attach_buffer_bytes, self._limits.attach_buffer_seconds
-        return self.hub.attach(outlet, start=start, rows=rows, limit=limit, age=age)
-
-    async def drain(self) -> bool:
-        """The guest has ended: bring all it printed to its lossless readers, as far as they take it."""
-        if self._feed is not None:
-            await self._feed.close()  # it has read the rest by then
-        return await self.hub.drain(self._limits.drain_seconds)
 
     async def close(self) -> None:
         """Let go of the engine's stdio and of everything else; the log is completed first."""
@@ -181,12 +149,11 @@ class Console:
         else:
             os.close(self._stdin_fd)
         self.input.close()
-        if self._feed is not None:
-            await self._feed.close()
-            os.close(self.output)
+        await self._feed.finish()
         self.stdio.close()
-        await self.logs.close()
-        self.hub.close()
+        await super().close()
+        if self._unused is not None:
+            self._unused.shut()
 
 
 class Lifeline:
@@ -210,15 +177,14 @@ class Lifeline:
             self._own = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.stdio = tuple(fds) or (self._own,) * 3
 
-    def ours(self) -> tuple[int, int]:
-        """Return (stdin, stdout) for the supervisor."""
+    def _ours(self) -> tuple[int, int]:
         flags = (os.O_RDWR, os.O_RDWR) if self.master >= 0 else (os.O_RDONLY, os.O_WRONLY)
         return reopen(self.stdio[0], flags[0]), reopen(self.stdio[1], flags[1])
 
-    def our_cursors(self) -> tuple[int, int]:
-        """Return duplicates of the cursors for the sinks."""
+    def held(self) -> Held:
+        """Return the supervisor's own descriptors of what the stub will hold."""
         first, second = self.cursors
-        return os.dup(first), os.dup(second)
+        return Held(self.journal, (os.dup(first), os.dup(second)), self._ours())
 
     def close(self) -> None:
         """The stub has its copies: close the ones made for it (the caller's stdio stays the caller's)."""
@@ -230,7 +196,7 @@ class Lifeline:
         self._own = self.master = -1
 
 
-def take_back(pidfd: int, tty: bool) -> tuple[Journal, tuple[int, int], tuple[int, int]]:
+def take_back(pidfd: int, tty: bool) -> Held:
     """Take journal, cursors and stdio back from a living stub.
 
     :raises OSError: the stub is gone.
@@ -255,7 +221,7 @@ def take_back(pidfd: int, tty: bool) -> tuple[Journal, tuple[int, int], tuple[in
             finally:
                 os.close(taken)
         undo.pop_all()
-        return journal, (cursors[0], cursors[1]), (stdio[0], stdio[1])
+        return Held(journal, (cursors[0], cursors[1]), (stdio[0], stdio[1]))
 
 
 def send_master(path: str, cwd: str, master: int) -> None:

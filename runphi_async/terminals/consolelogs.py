@@ -51,13 +51,14 @@ def raw_directory(logs: Sequence[LogPlan]) -> str | None:
 class ConsoleLogs:
     """All logs of a journal.
 
+    :param hub: of the journal; it is told to wait for them.
     :param directory: where positions are kept: the record directory.
     :param cursor: description on the journal that keeps the raw log's position; owned. -1: there is none.
     :param hold: bytes that may wait for a disk that refuses; less than the hub's window.
     """
 
     def __init__(
-        self, journal: Journal, hub: Hub, logs: Sequence[LogPlan], directory: str, cursor: int, hold: int, note: Note
+        self, hub: Hub, logs: Sequence[LogPlan], directory: str, *, cursor: int, hold: int, note: Note
     ) -> None:
         self._hub = hub
         self._note = note
@@ -66,7 +67,7 @@ class ConsoleLogs:
         self.sinks: list[LogSink] = []
         for log in logs:
             own = cursor if log.kind == "raw" else -1
-            self.sinks.append(self._open(journal, log, directory, own, hold))
+            self.sinks.append(self._open(hub.journal, log, directory, own, hold))
             hub.add_sink(self.sinks[-1])
         if cursor >= 0 and not any(log.kind == "raw" for log in logs):
             os.close(cursor)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exactly once across ``kill -9``: a console's process is killed at random moments and the next one goes on.
 
-The test plays the init stub: it holds the open file descriptions, and each next process takes them by pidfd_getfd,
-as a new supervisor does. Whatever the moment of the kill, stdout and every log hold each byte once and in order.
+An init process, the product's own command, holds what it holds for every container; each next process takes that from
+it and assembles the console as a new supervisor does (``nextsupervisor``). Whatever the moment of the kill, stdout and
+every log hold each byte once and in order.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import select
@@ -14,65 +17,31 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from consoles.streams import terminal
-from consoles.streams.journal import Journal, grow_pipe
 from consoles.streams.logs.sidecar import unpack
+from runphi_async.lifeline import stub
+from runphi_async.terminals.console import FIFOS, Lifeline
 from tests.unit.consolekit import pattern
 from tests.unit.logkit import from_cri, from_json, from_timed
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 TOTAL = 16_000_000
 KILLS = 15
-
-#: what a supervisor does with a console: arguments are our pid, the descriptors to take, the log's directory
-CHILD = """
-import asyncio, os, sys
-from consoles.streams.hub import Hub
-from consoles.streams.journal import Journal
-from consoles.streams.sinks.logfile import KINDS, Place, open_log
-from consoles.streams.sinks.stdio import StdioSink
-from runphi_async.terminals.console import reopen
-from runphi_async.host.syscalls import pidfd_getfd
-
-holder, source, stdio_cursor, log_cursor, out = map(int, sys.argv[1:6])
-pidfd = os.pidfd_open(holder)
-
-async def main():
-    journal = Journal(os.open(f"/proc/{holder}/fd/{stdio_cursor}", os.O_RDWR | os.O_CLOEXEC))
-    source_fd = pidfd_getfd(pidfd, source)
-    os.set_blocking(source_fd, False)
-    hub = Hub(journal, source_fd, window=200_000, replay=10_000)
-    output = reopen(pidfd_getfd(pidfd, out), os.O_WRONLY)
-    hub.add_sink(StdioSink(journal, pidfd_getfd(pidfd, stdio_cursor), output, hub.progress))
-    logs = []
-    for kind, name in KINDS.items():
-        place = Place(sys.argv[6], name.format("console"), 1 << 20 if kind == "timed" else 0, 100)
-        cursor = pidfd_getfd(pidfd, log_cursor) if kind == "raw" else -1
-        sidecar = os.path.join(sys.argv[6], kind)
-        logs.append(
-            open_log(
-                journal, kind, place, cursor=cursor, sidecar=sidecar, progress=hub.progress, on_error=lambda exc: None
-            )
-        )
-        hub.add_sink(logs[-1])
-    hub.start()
-    os.write(1, b"r")
-    await asyncio.gather(*(log.run() for log in logs))
-
-asyncio.run(main())
-"""
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(os.getpid()), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-m", "tests.system.nextsupervisor", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=ROOT,
+    )  # fmt: skip
     assert child.stdout is not None
     if not select.select([child.stdout], [], [], 30)[0] or child.stdout.read(1) != b"r":
         child.kill()
@@ -80,24 +49,63 @@ def start(words: list[str]) -> subprocess.Popen[bytes]:
     return child
 
 
+@contextlib.contextmanager
+def init_process(lifeline: Lifeline, directory: Path) -> Iterator[int]:
+    """Run the process that holds a container's descriptors; yield its pid."""
+    for name in (*FIFOS, stub.EXIT_FIFO, "bell"):
+        os.mkfifo(directory / name)
+    opened = [os.open(directory / name, os.O_RDWR) for name in (stub.EXIT_FIFO, "con.out", "bell")]
+    exit_fd, output, bell = opened
+    stdin, stdout, stderr = lifeline.stdio
+    fds = [exit_fd, stdout, stderr, stdin, *lifeline.cursors, output, bell, bell, bell]
+    # All out of the way of the low numbers first, then into place.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in fds]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
+    argv = stub.command((), None)
+    pid = os.posix_spawn(argv[0], argv, dict(os.environ), file_actions=actions, setsid=True)
+    for fd in high:
+        os.close(fd)
+    try:
+        yield pid
+    finally:
+        os.write(exit_fd, b"7\n")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        for fd in opened:
+            os.close(fd)
+
+
 def standing(directory: Path) -> list[bool]:
     """Whether each log that has a sidecar holds everything."""
-    found = (unpack((directory / kind).read_bytes()) for kind in ("cri", "json-file", "timed"))
+    found = (unpack((directory / f"{kind}.log-position").read_bytes()) for kind in ("cri", "json-file", "timed"))
     return [at is not None and at.offset == TOTAL and at.torn is None for at in found]
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", ["pipe", "pty"])
+@pytest.mark.parametrize("kind", ["pipe", "tty"])
 def test_kill_at_any_moment(tmp_path: Path, kind: str) -> None:
-    chance = random.Random(kind)
-    source, console = os.pipe()
-    grow_pipe(console)
+    record = tmp_path / "record"
+    record.mkdir()
     if kind == "pipe":
         reader, out = os.pipe()
     else:
         reader, out = terminal.open_pty(None)
-    journal = Journal.create("kill")
-    cursors = journal.cursor(), journal.cursor()
+    null = os.open("/dev/null", os.O_RDWR)
+    lifeline = Lifeline("kill", (null if kind == "pipe" else out, out, null))
+    with init_process(lifeline, record) as init:
+        console = os.open(record / "con.out", os.O_RDWR)
+        try:
+            kill_and_go_on(tmp_path, [str(init), kind, str(record), str(tmp_path)], console, reader)
+        finally:
+            os.close(console)
+    lifeline.close()
+    lifeline.journal.close()
+    for fd in (reader, out, null):
+        os.close(fd)
+
+
+def kill_and_go_on(tmp_path: Path, words: list[str], console: int, reader: int) -> None:
+    """Let a guest print and an engine read while one supervisor after the other is killed."""
+    chance = random.Random(words[1])
     seen = bytearray()
 
     def guest() -> None:
@@ -113,7 +121,6 @@ def test_kill_at_any_moment(tmp_path: Path, kind: str) -> None:
     threads = [threading.Thread(target=work, daemon=True) for work in (guest, engine)]
     for thread in threads:
         thread.start()
-    words = [str(fd) for fd in (source, *cursors, out)] + [str(tmp_path)]
     killed_busy = 0
     for _ in range(KILLS):
         child = start(words)
@@ -125,7 +132,7 @@ def test_kill_at_any_moment(tmp_path: Path, kind: str) -> None:
     try:
         log = tmp_path / "console.log"
         deadline = time.monotonic() + 60
-        while threads[1].is_alive() or log.stat().st_size < TOTAL or not all(standing(tmp_path)):
+        while threads[1].is_alive() or log.stat().st_size < TOTAL or not all(standing(tmp_path / "record")):
             assert time.monotonic() < deadline, f"{len(seen)} bytes seen, {log.stat().st_size} logged"
             threads[1].join(0.05)
     finally:
@@ -141,6 +148,3 @@ def test_kill_at_any_moment(tmp_path: Path, kind: str) -> None:
     )
     assert len(timed) > 1
     assert b"".join(from_timed(path.read_bytes()) for path in timed) == pattern(0, TOTAL)
-    for fd in (source, console, reader, out, *cursors):
-        os.close(fd)
-    journal.close()

@@ -247,8 +247,10 @@ def test_names_of_a_guests_streams() -> None:
     (logged,) = streams.logs(Config(), record, "log")
     assert (logged.kind, logged.path) == ("raw", "/var/log/runphi/c1/channels/log/console.log")
     with pytest.raises(NotFoundError, match="it has: telemetry, log"):
-        streams.check(record, "serial")
+        streams.resolve(record, "serial")
+    assert streams.resolve(record, "log") == "log"
+    assert streams.resolve(record, None) is None
     record.console_channel = "log"
     assert streams.names(record) == ["telemetry", "serial"]
-    streams.check(record, "log")
-    streams.check(record, "serial")
+    assert streams.resolve(record, "log") is None  # it is the console
+    assert streams.resolve(record, "serial") == "serial"

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
+from consoles.streams.fifo import FifoSource
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from runphi_async.wire.console import unpack_offset
@@ -89,9 +90,10 @@ class Console(RuleBasedStateMachine):
         self.all: list[Client] = []
 
     async def _hub(self) -> Hub:
-        source, self.console = pipe()
+        reader, self.console = pipe()
+        self.source = FifoSource(reader)
         self.loop.time = self.clock  # type: ignore[method-assign]
-        return Hub(Journal.create("test"), source, window=1 << 20, replay=REPLAY)
+        return Hub(Journal.create("test"), self.source, window=1 << 20, replay=REPLAY)
 
     def turn(self) -> None:
         self.loop.call_soon(self.loop.stop)
@@ -152,6 +154,7 @@ class Console(RuleBasedStateMachine):
                 self.hub.detach(client.sink)
                 client.close()
             self.hub.close()
+            self.source.shut()
             self.loop.close()
             os.close(self.console)
 

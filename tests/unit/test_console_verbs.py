@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from consoles.streams import terminal
-from consoles.streams.hub import Hub
-from consoles.streams.input import InputQueue
+from consoles.streams.feed import Feed
+from consoles.streams.fifo import FifoSource
 from consoles.streams.journal import Journal
 from runphi_async import wire
 from runphi_async.commands import attach, cli
@@ -42,10 +42,11 @@ class Machine:
         self.record = SimpleNamespace(name="c1", id="c1", root="/r", exit_code=7, attached=True)
         self.settled = anyio.Event()
         self.people = Sessions(lambda kind, **data: None, lambda rows, cols: None)
-        source, self.printing = pipe()
-        self.typed, typing = pipe()
-        self.hub = Hub(Journal.create("test"), source, window=1 << 22, replay=1 << 22)
-        self.input = InputQueue(typing, self.hub.expect_echo)
+        printed, self.printing = pipe()
+        self.keyboard, typing = pipe()
+        self.source = FifoSource(printed, typing)
+        self.feed = Feed(Journal.create("test"), self.source, window=1 << 22, replay=1 << 22)
+        self.hub, self.input = self.feed.hub, self.feed.input
         self.console = self
         self.hub.start()
 
@@ -53,9 +54,8 @@ class Machine:
         assert channel is None
         return self
 
-    def people_on(self, channel: str | None) -> Sessions:
-        assert channel is None
-        return self.people
+    def typed(self, data: bytes) -> None:
+        self.feed.typed(data)
 
     def logs(self, channel: str | None) -> tuple[()]:
         return ()
@@ -66,8 +66,9 @@ class Machine:
     def close(self) -> None:
         self.input.close()
         self.hub.close()
+        self.source.shut()
         os.close(self.printing)
-        os.close(self.typed)
+        os.close(self.keyboard)
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ async def test_what_is_typed_right_before_leaving_arrives(supervisor: Supervisor
         client.say(wire.INPUT, b"last ")
         client.say(wire.INPUT, b"words")
         client.leave()
-    assert drain(machine.typed) == b"last words"
+    assert drain(machine.keyboard) == b"last words"
 
 
 async def test_who_only_watches_types_in_vain_until_taking_over(supervisor: Supervisor, machine: Machine) -> None:
@@ -167,7 +168,7 @@ async def test_who_only_watches_types_in_vain_until_taking_over(supervisor: Supe
         client.say(wire.INPUT, b"yes")
         await client.heard(wire.ROLE, b"observerwriter")
         client.say(wire.DETACH)
-    assert drain(machine.typed) == b"yes"
+    assert drain(machine.keyboard) == b"yes"
     assert client.answer.said(wire.NOTICE).count("you only watch") == 1
 
 
@@ -229,7 +230,7 @@ async def test_events_are_followed_until_the_container_is_deleted(supervisor: Su
 async def test_a_file_is_typed(supervisor: Supervisor, machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"print me\n")
     answer = await clikit.answer(supervisor, "send", "c1", str(tmp_path / "file"))
-    assert (answer.status, drain(machine.typed)) == (0, b"print me\n")
+    assert (answer.status, drain(machine.keyboard)) == (0, b"print me\n")
     assert machine.people.rows() == []
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from consoles.streams.fifo import FifoSource
 from consoles.streams.hub import Hub
 from consoles.streams.logs import carry
 from runphi_async.partition.logplan import LogPlan
@@ -37,10 +38,11 @@ class Events:
 def make(journal: Journal, tmp_path: Path, *kinds: str) -> tuple[ConsoleLogs, Events, Hub]:
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(writer)
-    hub = Hub(journal, reader, window=1 << 20, replay=0)
+    hub = Hub(journal, FifoSource(reader), window=1 << 20, replay=0)
     plans = [LogPlan(kind, str(tmp_path / "log"), f"{kind}.log", 0, 2) for kind in kinds]
     events = Events()
-    return ConsoleLogs(journal, hub, plans, str(tmp_path), journal.cursor(), 1 << 19, events), events, hub
+    logs = ConsoleLogs(hub, plans, str(tmp_path), cursor=journal.cursor(), hold=1 << 19, note=events)
+    return logs, events, hub
 
 
 async def test_every_log_is_written_and_watched(journal: Journal, tmp_path: Path) -> None:

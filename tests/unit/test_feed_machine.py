@@ -84,7 +84,7 @@ class World:
             assert self.source.is_paused() == (self.sink.lag >= WINDOW)
         queue = self.feed.input
         assert queue.fed == self.typed
-        assert len(self.source.written) + queue.dropped + len(queue._data) == self.typed
+        assert len(self.source.written) + queue.dropped + queue.queued == self.typed
 
     async def finish(self) -> None:
         await self.feed.close()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consoles.streams import input as input_module
-from consoles.streams.input import InputQueue
+from consoles.streams.fifo import FifoSource
+from consoles.streams.input import Input
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class Ends:
     def __init__(self) -> None:
         self.reader, writer = pipe()
-        self.queue = InputQueue(writer)
+        self.source = FifoSource(-1, writer)
+        self.queue = Input(self.source)
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ async def ends() -> AsyncIterator[Ends]:
     made = Ends()
     yield made
     made.queue.close()
+    made.source.shut()
     os.close(made.reader)
 
 
@@ -81,5 +84,6 @@ async def test_closing_while_bytes_wait(ends: Ends) -> None:
     ends.queue.close()
     ends.queue.close()
     ends.queue.feed(b"too late")
+    await ends.source.close()
     assert len(drain(ends.reader)) == 65536
     assert os.read(ends.reader, 1) == b""

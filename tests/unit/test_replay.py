@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consoles.streams.fifo import FifoSource
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks.logfile import LOG, Place, open_log
@@ -58,8 +59,9 @@ class Console:
     """A hub whose log is written and whose journal is given back."""
 
     def __init__(self, directory: Path) -> None:
-        source, self.console = pipe()
-        self.hub = Hub(Journal.create("test"), source, window=1 << 20, replay=1000)
+        reader, self.console = pipe()
+        self.source = FifoSource(reader)
+        self.hub = Hub(Journal.create("test"), self.source, window=1 << 20, replay=1000)
         journal = self.hub.journal
         self.directory = str(directory)
         self.log = open_log(
@@ -92,6 +94,7 @@ async def console(tmp_path: Path) -> AsyncIterator[Console]:
     await made.log.close()
     await made.running
     made.hub.close()
+    made.source.shut()
 
 
 @pytest.mark.parametrize("wanted", [None, "none", "all", "0", "17"])

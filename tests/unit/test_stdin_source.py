@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consoles.streams import terminal
-from consoles.streams.input import InputQueue
+from consoles.streams.fifo import FifoSource
+from consoles.streams.input import Input
 from consoles.streams.stdin import StdinSource
 from tests.unit.consolekit import drain, pattern, pipe, read_until, until
 
@@ -25,13 +26,14 @@ class Guest:
 
     def __init__(self) -> None:
         self.reader, writer = pipe()
-        self.queue = InputQueue(writer)
+        self.far_end = FifoSource(-1, writer)
+        self.queue = Input(self.far_end)
         self.ends = 0
         self.source: StdinSource | None = None
 
     def read_from(self, fd: int) -> None:
         os.set_blocking(fd, False)
-        self.source = StdinSource(fd, self.queue, self.ended)
+        self.source = StdinSource(fd, self.queue, self.queue.feed, self.ended)
 
     def ended(self) -> None:
         self.ends += 1
@@ -45,6 +47,7 @@ async def guest() -> AsyncIterator[Guest]:
         made.source.close()
         made.source.close()
     made.queue.close()
+    made.far_end.shut()
     os.close(made.reader)
 
 
