@@ -8,7 +8,13 @@ them on (``runphi_async.terminals.sessions``). The engine's own stdin is no pers
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+#: a person, whatever the caller knows somebody by
+P = TypeVar("P", bound="Hashable")
 
 
 class Role(StrEnum):
@@ -43,34 +49,34 @@ class Wish(StrEnum):
     OWN = "own"
 
 
-class Notice(NamedTuple):
+class Notice(NamedTuple, Generic[P]):
     """A line for one person's terminal.
 
     :ivar own: it is about the very person's own role, or an answer to what the person did.
     """
 
-    to: int
+    to: P
     text: str
     own: bool
 
 
-class Happening(NamedTuple):
+class Happening(NamedTuple, Generic[P]):
     """Something for the event log."""
 
     kind: str
-    person: int
+    person: P
     role: Role
 
 
-class Change(NamedTuple):
+class Change(NamedTuple, Generic[P]):
     """What follows from an event.
 
     :ivar roles: everybody whose role is another one now, and whoever took it anew.
     """
 
-    notices: tuple[Notice, ...] = ()
-    happenings: tuple[Happening, ...] = ()
-    roles: tuple[int, ...] = ()
+    notices: tuple[Notice[P], ...] = ()
+    happenings: tuple[Happening[P], ...] = ()
+    roles: tuple[P, ...] = ()
 
 
 class Person(NamedTuple):
@@ -86,30 +92,36 @@ class Person(NamedTuple):
     claimed: bool
 
 
-class People:
-    """Everybody on one console. Persons are numbers that the caller hands out."""
+class People(Generic[P]):
+    """Everybody on one console, in the order they came: the one place where that is kept."""
 
     def __init__(self) -> None:
-        self._people: dict[int, Person] = {}
+        self._people: dict[P, Person] = {}
+
+    def __iter__(self) -> Iterator[P]:
+        return iter(self._people)
+
+    def __contains__(self, person: object) -> bool:
+        return person in self._people
 
     def __len__(self) -> int:
         return len(self._people)
 
-    def role(self, person: int) -> Role:
+    def role(self, person: P) -> Role:
         """Return what a person may do."""
         return self._people[person].role
 
-    def writer(self) -> int | None:
+    def writer(self) -> P | None:
         """Return the writer."""
         return next((number for number, one in self._people.items() if one.role is Role.WRITER), None)
 
-    def typists(self) -> list[int]:
+    def typists(self) -> list[P]:
         """Return those who hold the keyboard: writer and sharers (an owner types without holding it)."""
         return [n for n, one in self._people.items() if one.role in (Role.WRITER, Role.SHARER)]
 
     # Section: events
 
-    def join(self, person: int, name: str, how: str, wish: Wish) -> Change:
+    def join(self, person: P, name: str, how: str, wish: Wish) -> Change[P]:
         """Somebody comes."""
         before = self._names(self.typists())
         role = self._granted(wish)
@@ -125,7 +137,7 @@ class People:
         happenings = (*self._demotions(demoted), Happening("attach", person, role))
         return Change((*others, *notices), happenings, (*demoted, person))
 
-    def back(self, person: int, name: str, how: str, role: Role) -> Change:
+    def back(self, person: P, name: str, how: str, role: Role) -> Change[P]:
         """Somebody returns to whom a supervisor that died had given ``role``: nothing is said if nothing changes."""
         holder = self.writer()
         if role is Role.WRITER and holder is not None and self._people[holder].claimed:
@@ -140,13 +152,13 @@ class People:
         text = f"{name} is back and may type, you only watch; {self._people[holder].how} takes over"
         return Change((self._own(holder, text),), (Happening("observe", holder, Role.OBSERVER),), (holder, person))
 
-    def leave(self, person: int) -> Change:
+    def leave(self, person: P) -> Change[P]:
         """Somebody goes, or has vanished."""
         gone = self._people.pop(person)
         happening = Happening("detach", person, gone.role)
         return Change(tuple(self._stepped_back(gone, f"{gone.name} left")), (happening,), ())
 
-    def take(self, person: int) -> Change:
+    def take(self, person: P) -> Change[P]:
         """Somebody wants to be the only one who types."""
         if self._people[person].role is Role.OWNER:
             return Change((self._own(person, "this terminal may always type"),))
@@ -157,7 +169,7 @@ class People:
         notices.append(self._own(person, "you may type now"))
         return Change(tuple(notices), happenings, (*demoted, person))
 
-    def share(self, person: int) -> Change:
+    def share(self, person: P) -> Change[P]:
         """Somebody wants to type beside the others."""
         one = self._people[person]
         if one.role.types:
@@ -168,7 +180,7 @@ class People:
         others = [self._other(n, f"{one.name} may type, too") for n in self._people if n != person]
         return Change((*others, self._own(person, text)), (Happening("share", person, Role.SHARER),), (person,))
 
-    def observe(self, person: int) -> Change:
+    def observe(self, person: P) -> Change[P]:
         """Somebody wants to watch only."""
         one = self._people[person]
         if one.role is Role.OWNER:
@@ -194,10 +206,10 @@ class People:
                 return Role.WRITER
         return Role.OBSERVER
 
-    def _become(self, person: int, role: Role, *, claimed: bool) -> tuple[list[int], list[Notice]]:
+    def _become(self, person: P, role: Role, *, claimed: bool) -> tuple[list[P], list[Notice[P]]]:
         """Give ``role`` to a person; return whom that demotes and what they are told."""
-        demoted: list[int] = []
-        notices: list[Notice] = []
+        demoted: list[P] = []
+        notices: list[Notice[P]] = []
         name = self._people[person].name
         if role is Role.WRITER:
             demoted = [number for number in self.typists() if number != person]
@@ -211,7 +223,7 @@ class People:
         self._people[person] = self._people[person]._replace(role=role, claimed=claimed)
         return demoted, notices
 
-    def _stepped_back(self, gone: Person, said: str) -> list[Notice]:
+    def _stepped_back(self, gone: Person, said: str) -> list[Notice[P]]:
         free = gone.role in (Role.WRITER, Role.SHARER) and not self.typists()
         notices = []
         for number, one in self._people.items():
@@ -219,17 +231,17 @@ class People:
             notices.append(self._other(number, said + offer))
         return notices
 
-    def _set(self, person: int, role: Role) -> None:
+    def _set(self, person: P, role: Role) -> None:
         self._people[person] = self._people[person]._replace(role=role, claimed=False)
 
-    def _demotions(self, persons: list[int]) -> list[Happening]:
+    def _demotions(self, persons: list[P]) -> list[Happening[P]]:
         return [Happening("observe", person, Role.OBSERVER) for person in persons]
 
-    def _own(self, person: int, text: str) -> Notice:
+    def _own(self, person: P, text: str) -> Notice[P]:
         return Notice(person, text, True)
 
-    def _other(self, person: int, text: str) -> Notice:
+    def _other(self, person: P, text: str) -> Notice[P]:
         return Notice(person, text, False)
 
-    def _names(self, persons: list[int]) -> str:
+    def _names(self, persons: list[P]) -> str:
         return " and ".join(self._people[person].name for person in persons)

@@ -6,7 +6,6 @@ Notices and roles go to the clients, events into the event log, the window size 
 
 from __future__ import annotations
 
-import itertools
 import os
 import pwd
 import time
@@ -93,8 +92,7 @@ class Session:
     :param size: how large its terminal is, None when it has none.
     """
 
-    def __init__(self, number: int, who: Who, sink: Output, *, quiet: bool, size: terminal.Size | None) -> None:
-        self.number = number
+    def __init__(self, who: Who, sink: Output, *, quiet: bool, size: terminal.Size | None) -> None:
         self.who = who
         self.sink = sink
         self.quiet = quiet
@@ -139,26 +137,23 @@ class Sessions:
     """
 
     def __init__(self, note: Callable[..., None], resize: Callable[[int, int], None]) -> None:
-        self._people = People()
-        self._sessions: dict[int, Session] = {}
-        self._names: dict[int, Who] = {}
+        self._people: People[Session] = People()
         self._note = note
         self._resize = resize
-        self._numbers = itertools.count(1)
 
     def rows(self) -> list[Row]:
         """Return who is here, in the order they came."""
-        return [self._row(session) for session in self._sessions.values()]
+        return [self._row(session) for session in self._people]
 
     def _row(self, session: Session) -> Row:
         sent, skipped, lag, unread = session.sink.statistics()
         who = session.who
-        role = self._people.role(session.number).value
+        role = self._people.role(session).value
         return Row(role, who.user, who.pid, who.tty, who.words, session.since, sent, skipped, lag + unread)
 
     def typists(self) -> str:
         """Return the names of those who hold the keyboard, "" when nobody does."""
-        return " and ".join(self._names[number].text() for number in self._people.typists())
+        return " and ".join(session.who.text() for session in self._people.typists())
 
     # Section: coming and going
 
@@ -173,65 +168,56 @@ class Sessions:
         size: terminal.Size | None = None,
     ) -> Session:
         """Somebody comes; one who was here before under another supervisor comes with the ``Role`` it had."""
-        number = next(self._numbers)
-        session = Session(number, who, sink, quiet=quiet, size=size)
-        self._sessions[number] = session
-        self._names[number] = who
+        session = Session(who, sink, quiet=quiet, size=size)
         if isinstance(wish, Role):
-            change = self._people.back(number, who.text(), how, wish)
+            change = self._people.back(session, who.text(), how, wish)
         else:
-            change = self._people.join(number, who.text(), how, wish)
+            change = self._people.join(session, who.text(), how, wish)
         self._carry_out(change)
         return session
 
     def leave(self, session: Session) -> None:
         """Somebody goes or has vanished."""
-        if self._sessions.pop(session.number, None) is not None:
-            self._carry_out(self._people.leave(session.number))
-            del self._names[session.number]
+        if session in self._people:
+            self._carry_out(self._people.leave(session))
 
     def take(self, session: Session) -> None:
         """Let a client be the only one who types."""
-        self._carry_out(self._people.take(session.number))
+        self._carry_out(self._people.take(session))
 
     def share(self, session: Session) -> None:
         """Let a client type beside the others."""
-        self._carry_out(self._people.share(session.number))
+        self._carry_out(self._people.share(session))
 
     def observe(self, session: Session) -> None:
         """Let a client only watch."""
-        self._carry_out(self._people.observe(session.number))
+        self._carry_out(self._people.observe(session))
 
     def resized(self, session: Session, size: terminal.Size) -> None:
         """A client's terminal has this size now."""
         session.size = size
-        if self._counts(session.number):
+        if self._counts(session):
             self._resize(*size)
 
-    def _counts(self, number: int) -> bool:
+    def _counts(self, session: Session) -> bool:
         """Whether this client's terminal is the one the guest fills: the owner's, else the writer's."""
-        roles = {other: self._people.role(other) for other in self._sessions}
-        if Role.OWNER in roles.values():
-            return roles[number] is Role.OWNER
-        return roles[number] is Role.WRITER
+        role = self._people.role(session)
+        owned = any(self._people.role(other) is Role.OWNER for other in self._people)
+        return role is (Role.OWNER if owned else Role.WRITER)
 
-    def _carry_out(self, change: Change) -> None:
-        for kind, number, role in change.happenings:
-            self._note(kind, who=self._names[number].text(), role=role.value)
-        for number in change.roles:
-            session = self._sessions.get(number)
-            if session is None:
-                continue
-            role = self._people.role(number)
+    def _carry_out(self, change: Change[Session]) -> None:
+        for kind, session, role in change.happenings:
+            self._note(kind, who=session.who.text(), role=role.value)
+        for session in change.roles:
+            role = self._people.role(session)
             session.warned = False
             session.may_type = session.sink.eager = role.types
             session.sink.role(role.encode())
-            if session.size is not None and self._counts(number):
+            if session.size is not None and self._counts(session):
                 self._resize(*session.size)
         for notice in change.notices:
-            session = self._sessions.get(notice.to)
-            if session is not None and (notice.own or not session.quiet):
-                session.say(notice.text)
+            if notice.own or not notice.to.quiet:
+                notice.to.say(notice.text)
 
 
 def read_size(payload: bytes) -> terminal.Size | None:

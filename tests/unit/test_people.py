@@ -15,9 +15,9 @@ from runphi_async.terminals.people import Change, People, Role, Wish
 ROLES = {"w": Role.WRITER, "s": Role.SHARER, "o": Role.OBSERVER, "r": Role.OWNER}
 
 
-def people(pattern: str) -> People:
+def people(pattern: str) -> People[int]:
     """Make a console with persons 1, 2, … in the roles of the letters, by joining only."""
-    made = People()
+    made: People[int] = People()
     wishes = {"w": Wish.TAKE, "s": Wish.SHARE, "o": Wish.OBSERVE, "r": Wish.OWN}
     # A taker demotes the others, so it comes first.
     order = sorted(range(len(pattern)), key=lambda i: pattern[i] != "w")
@@ -26,12 +26,12 @@ def people(pattern: str) -> People:
     return made
 
 
-def show(made: People) -> str:
+def show(made: People[int]) -> str:
     letters = {role: letter for letter, role in ROLES.items()}
-    return "".join(letters[made.role(number)] for number in sorted(made._people))
+    return "".join(letters[made.role(number)] for number in sorted(made))
 
 
-def told(change: Change, person: int) -> list[str]:
+def told(change: Change[int], person: int) -> list[str]:
     return [notice.text for notice in change.notices if notice.to == person]
 
 
@@ -70,7 +70,7 @@ def test_joining(before: str, wish: Wish, after: str) -> None:
 )  # fmt: skip
 def test_what_the_first_person_does(before: str, event: str, after: str) -> None:
     made = people(before)
-    change: Change = getattr(made, event)(1)
+    change: Change[int] = getattr(made, event)(1)
     assert show(made) == after
     assert told(change, 1), "whoever does something gets an answer"
     changed = {i + 1 for i in range(len(before)) if before[i] != after[i]}
@@ -101,7 +101,7 @@ def test_the_keyboard_that_became_free_is_offered(pattern: str, free: bool) -> N
 
 
 def test_a_role_outlives_the_supervisor() -> None:
-    made = People()
+    made: People[int] = People()
     for number, letter in enumerate("wso", 1):
         change = made.back(number, f"p{number}", "^] t", ROLES[letter])
         assert change == Change((), (), (number,))  # nothing changed, so nothing is said
@@ -109,7 +109,7 @@ def test_a_role_outlives_the_supervisor() -> None:
 
 
 def test_the_writer_has_its_role_back_from_somebody_who_got_it_by_chance() -> None:
-    made = People()
+    made: People[int] = People()
     made.join(1, "newcomer", "^] t", Wish.PLAIN)
     change = made.back(2, "p2", "^] t", Role.WRITER)
     assert show(made) == "ow"
@@ -130,12 +130,12 @@ class Console(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.people = People()
+        self.people: People[int] = People()
         self.roles: dict[int, Role] = {}
         self.next = 1
 
-    def took(self, change: Change, actor: int | None) -> None:
-        now = {number: self.people.role(number) for number in self.people._people}
+    def took(self, change: Change[int], actor: int | None) -> None:
+        now = {number: self.people.role(number) for number in self.people}
         changed = {number for number, role in now.items() if self.roles.get(number) is not role}
         assert set(change.roles) >= changed
         assert {notice.to for notice in change.notices} <= set(now)
