@@ -162,10 +162,13 @@ class Matcher:
 class Watch:
     """Lets a matcher follow a journal, as a ``consoles.streams.hub.Follower``.
 
-    :param report: called with matches worth an event: the first of a rule, and later ones now and then.
+    :param report: called with the matches worth an event of one piece of output: the first of a rule, and later ones
+        now and then.
     """
 
-    def __init__(self, journal: Journal, rules: Iterable[Rule], report: Callable[[Match], None], state: State) -> None:
+    def __init__(
+        self, journal: Journal, rules: Iterable[Rule], report: Callable[[list[Match]], None], state: State
+    ) -> None:
         self.matcher = Matcher(rules, state)
         #: bytes that were given back before they could be matched
         self.missed = 0
@@ -195,18 +198,23 @@ class Watch:
             self.matcher.jump(self._offset)
         data = self._journal.read(self._offset, BATCH) if self._journal.tail > self._offset else b""
         self._offset += len(data)
+        now, due = self._loop.time(), list[Match]()
         for match in self.matcher.feed(data) if data else ():
-            now = self._loop.time()
             if match.name not in self._told or now - self._told[match.name] >= PERIOD:
                 self._told[match.name] = now
-                self._report(match)
+                due.append(match)
+        if due:
+            self._report(due)
         return self._offset < self._journal.tail
 
-    def finish(self) -> None:
-        """Match all there is, now: the guest has ended."""
+    async def finish(self) -> None:
+        """Match all there is: the guest has ended. The others keep their share of the loop meanwhile."""
         self._cancel()
+        begun = time.perf_counter()
         while self._step():
-            pass
+            await asyncio.sleep(REST * (time.perf_counter() - begun))
+            begun = time.perf_counter()
+        self._cancel()
 
     def _cancel(self) -> None:
         if self._due is not None:

@@ -307,7 +307,7 @@ class Guest:
         if self.console is not None:
             delivered = await self.console.drain()
         if self.watching is not None:
-            self.watching.finish()
+            await self.watching.finish()
         await together(*(stream.drain for stream in self.streams.values()))
         verdict = self._verdict()
         record.status = Status.STOPPED

@@ -25,6 +25,38 @@ _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NO
 log = logging.getLogger(__name__)
 
 
+#: This much of a log's end is read for the number of its last event, and more only if that is in none of it.
+END: Final = 1 << 14
+_GROWTH: Final = 16
+
+
+class Numbered(msgspec.Struct):
+    """What an event is counted by."""
+
+    seq: int
+
+
+_decoder = msgspec.json.Decoder(Numbered)
+
+
+def last_number(path: str) -> int:
+    """Return the number of the last event in a log, 0 when there is none.
+
+    Only the end is read, because this blocks the loop: with the first event after a restart.
+    """
+    limit = END
+    while True:
+        data = regular.tail(path, limit)
+        for line in reversed(data.splitlines()):
+            try:
+                return _decoder.decode(line).seq
+            except msgspec.MsgspecError:  # torn by a full disk, or its beginning was not read
+                continue
+        if len(data) < limit:
+            return 0
+        limit *= _GROWTH
+
+
 class EventLog:
     """Writes events and wakes those who follow."""
 
@@ -54,11 +86,7 @@ class EventLog:
 
     def _number(self, directory: str) -> int:
         if directory not in self._numbers:
-            try:
-                with open(regular.opened(os.path.join(directory, NAME), links=False), "rb") as file:
-                    self._numbers[directory] = sum(1 for _ in file)
-            except OSError:
-                self._numbers[directory] = 0
+            self._numbers[directory] = last_number(os.path.join(directory, NAME))
         return self._numbers[directory]
 
     def read(self, directory: str, offset: int) -> bytes:

@@ -97,10 +97,10 @@ class Watching:
         """Bytes that came too fast to be matched."""
         return self._watch.missed if self._watch is not None else 0
 
-    def finish(self) -> None:
-        """The guest has ended and all it printed is here."""
+    async def finish(self) -> None:
+        """Match what is left: the guest has ended and all it printed is here."""
         if self._watch is not None:
-            self._watch.finish()
+            await self._watch.finish()
             self._record()
 
     def _reached(self, what: str) -> None:
@@ -111,13 +111,14 @@ class Watching:
             record.boot[what] = max(0, round(seconds * 1000))
             self._guest.save_boot()
 
-    def _matched(self, match: Match) -> None:
-        if match.name == READY:
-            self._reached(READY)
-        line = match.line.strip().decode("utf-8", "replace")
-        self._guest.note(match.name, rule=match.name, count=match.number, line=line)
-        log.info("%s: %s: %s", self._guest.record.name, match.name, line)
-        self._record()
+    def _matched(self, matches: list[Match]) -> None:
+        for match in matches:
+            if match.name == READY:
+                self._reached(READY)
+            line = match.line.strip().decode("utf-8", "replace")
+            self._guest.note(match.name, rule=match.name, count=match.number, line=line)
+            log.info("%s: %s: %s", self._guest.record.name, match.name, line)
+        self._record()  # once for all of them: it writes a file
 
     def _path(self) -> str:
         return os.path.join(self._guest.directory, NAME)

@@ -7,7 +7,10 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-from runphi_async.record.eventlog import NAME, EventLog
+import pytest
+
+from runphi_async import regular
+from runphi_async.record.eventlog import END, NAME, EventLog, last_number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +45,40 @@ def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
     EventLog().write(str(tmp_path), "one", {})
     EventLog().write(str(tmp_path), "two", {})
     assert [event["seq"] for event in events(EventLog(), tmp_path)] == [1, 2]
+
+
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EventLog()
+    for _ in range(1000):
+        log.write(str(tmp_path), "console", {"line": "x" * 100})
+    assert (tmp_path / NAME).stat().st_size > 4 * END
+    asked: list[int] = []
+    tail = regular.tail
+
+    def asking(path: str, limit: int) -> bytes:
+        asked.append(limit)
+        return tail(path, limit)
+
+    monkeypatch.setattr(regular, "tail", asking)
+    EventLog().write(str(tmp_path), "late", {})
+    assert asked == [END]
+    assert last_number(str(tmp_path / NAME)) == 1001
+
+
+@pytest.mark.parametrize(
+    ("content", "number"),
+    [
+        (b"", 0),
+        (b'{"seq":1,"event":"a"}\n{"seq":2,"eve', 1),
+        (b'{"seq":7,"event":"a"}\n\xff\n[]\n', 7),
+        (b'{"seq":3,"event":"a"}\n{"seq":4,"text":"' + b"x" * (3 * END) + b'"}\n', 4),
+        (b"x" * (3 * END), 0),
+    ],
+    ids=["empty", "torn", "garbage", "longer than what is read", "nothing of it"],
+)
+def test_the_last_number_of_any_file(tmp_path: Path, content: bytes, number: int) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    assert last_number(str(tmp_path / NAME)) == number
 
 
 def test_a_record_that_is_gone_has_no_events(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consoles.streams.rules import (
+    BATCH,
     LINE_MAX,
     MATCHES_MAX,
     Match,
@@ -130,20 +132,48 @@ def test_more_matches_than_are_counted_are_said() -> None:
 
 async def test_a_journal_is_followed(journal: Journal) -> None:
     told: list[Match] = []
-    watch = Watch(journal, [Rule("x", b"x"), Rule("last", b"last")], told.append, State())
+    watch = Watch(journal, [Rule("x", b"x"), Rule("last", b"last")], told.extend, State())
     journal.append(b"x\n" * 5 + b"la")
     watch.pump()
     await until(lambda: watch.matcher.counts["x"] == 5)
     assert told == [Match("x", 1, b"x")]  # once in a while is enough
     journal.append(b"st")
-    watch.finish()
+    await watch.finish()
     assert told[1:] == [Match("last", 1, b"last")]
+    watch.close()
+
+
+async def test_matches_of_one_piece_are_reported_together(journal: Journal) -> None:
+    told: list[list[Match]] = []
+    watch = Watch(journal, [Rule("a", b"a"), Rule("b", b"b")], told.append, State())
+    journal.append(b"a\nb\na\n")
+    await watch.finish()
+    assert [[(match.name, match.number) for match in matches] for matches in told] == [[("a", 1), ("b", 1)]]
+    watch.close()
+
+
+async def test_the_end_of_a_flood_leaves_the_loop_to_others(journal: Journal) -> None:
+    watch = Watch(journal, [Rule("n", b"n$")], list[Match]().extend, State())
+    journal.append(b"line\n" * 100_000)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(other())
+    await watch.finish()
+    task.cancel()
+    assert watch.matcher.state().offset == 500_000
+    assert turns >= 500_000 // BATCH  # at least one for each piece
     watch.close()
 
 
 async def test_a_flood_leaves_the_loop_alone_and_its_end_is_seen(journal: Journal) -> None:
     told: list[Match] = []
-    watch = Watch(journal, [Rule("panic", b"panic"), Rule("n", b"n")], told.append, State())
+    watch = Watch(journal, [Rule("panic", b"panic"), Rule("n", b"n")], told.extend, State())
     journal.append(b"line\n" * 1_000_000)
     watch.pump()
     await until(lambda: watch.matcher.counts["n"])
