@@ -58,10 +58,17 @@ class Bell(Protocol):
 
 
 class ShmemStatistics(NamedTuple):
-    """Numbers of a source: the channel's own, and how often we looked."""
+    """Numbers of a source: the channel's own, and how it is looked at.
+
+    :ivar looks: how often that was.
+    :ivar pace: seconds between two looks now.
+    :ivar noticed: whether the guest was seen in it.
+    """
 
     channel: ChannelStatistics
     looks: int
+    pace: float
+    noticed: bool
 
 
 class ShmemSource:
@@ -135,17 +142,24 @@ class ShmemSource:
 
     def statistics(self) -> ShmemStatistics | None:
         """Return the numbers, None before ``open`` and after ``close``."""
-        return ShmemStatistics(self._channel.statistics(), self._looks) if self._channel is not None else None
+        if self._channel is None:
+            return None
+        return ShmemStatistics(self._channel.statistics(), self._looks, self._delay, self._guest is not None)
 
     # Section: looking
 
     def _schedule(self, delay: float) -> None:
+        self._forget_timer()
+        self._timer = self._loop.call_later(delay, self.look)
+
+    def _forget_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(delay, self._look)
+            self._timer = None
 
-    def _look(self) -> None:
-        self._timer = None
+    def look(self) -> None:
+        """Take what has come and tell of what has changed; the next look is planned by how much that was."""
+        self._forget_timer()
         if self._channel is None:
             return
         self._looks += 1
@@ -174,7 +188,7 @@ class ShmemSource:
     def _rang(self) -> None:
         assert self._bell is not None
         self._bell.answer()
-        self._look()
+        self.look()
 
     def _move(self) -> bool:
         """Hand on what came, and tell whoever waits that there is room; return whether anything moved."""
@@ -256,9 +270,11 @@ class ShmemSource:
     async def close(self) -> None:
         """Stop looking, hand on what the ring still holds, and unmap."""
         self.flush()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go as a supervisor does that is killed: the ring keeps what it holds."""
+        self._forget_timer()
         self._wakers.drop()
         if self._bell is not None:
             if self._channel is not None:

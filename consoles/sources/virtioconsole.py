@@ -389,13 +389,19 @@ class VirtioConsole:
             return
         self._paused = False
         self._serve()
-        self._device = None
+        device.set_state(0)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go as a supervisor does that is killed: without a word to the guest, whose queues stay as they are."""
+        device, self._device = self._device, None
+        if device is None:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._wakers.drop()
         self._loop.remove_reader(device.fileno())
-        device.set_state(0)
         device.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -103,7 +102,7 @@ async def test_a_guest_that_comes_back_is_told(
     source = await opened(ear)  # type: ignore[misc]
     peer = guest(memory)
     peer.write(b"x")
-    await until(lambda: ear.data == b"x" and source._guest is not None)
+    await until(lambda: ear.data == b"x" and source.statistics().noticed)
     assert ear.said == []
     peer.open()
     await until(lambda: ear.said == ["gone: the guest opened it anew", "back"])
@@ -121,7 +120,7 @@ async def test_a_guest_that_flickers_is_believed_seldom(memory: Path, opened: Ca
     for _ in range(300):
         peer.region.store(Peer.STATE, 2)
         peer.region.store(Peer.GENERATION, peer.region.load(Peer.GENERATION) + 1)
-        source._look()
+        source.look()
     assert len(ear.said) <= 2 + time.monotonic() - start
 
 
@@ -130,13 +129,13 @@ async def test_it_rests_when_nothing_comes(memory: Path, opened: Callable[..., o
     ear = Ear()
     source = await opened(ear)  # type: ignore[misc]
     peer = guest(memory)
-    await until(lambda: source._delay == shmem.SLOW)
+    await until(lambda: source.statistics().pace == shmem.SLOW)
     before, start = source.statistics().looks, time.monotonic()
     await asyncio.sleep(10 * shmem.SLOW)
     assert source.statistics().looks - before <= (time.monotonic() - start) / shmem.SLOW + 1
     peer.write(b"!")
     await until(lambda: ear.data == b"!")
-    assert source._delay == shmem.FAST
+    assert source.statistics().pace == shmem.FAST
 
 
 async def test_the_next_supervisor_goes_on_without_loss_or_double(memory: Path, opened: Callable[..., object]) -> None:
@@ -149,8 +148,7 @@ async def test_the_next_supervisor_goes_on_without_loss_or_double(memory: Path, 
     source.pause()
     peer.write(pattern(1000, 500))
     # it stored 100 bytes more and died before it could give their room back
-    source._listener = None
-    await source.close()
+    source.abandon()
     ear.data += pattern(1000, 100)
     await opened(ear, stored=1100)  # type: ignore[misc]
     peer.write(pattern(1500, 500))
@@ -159,7 +157,12 @@ async def test_the_next_supervisor_goes_on_without_loss_or_double(memory: Path, 
     assert peer.read() == b"early"
 
 
-async def test_a_bell_wakes_and_is_rung(memory: Path, opened: Callable[..., object]) -> None:
+async def test_a_bell_wakes_and_is_rung(
+    memory: Path, opened: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pace in ("FAST", "SLOW", "SAFETY"):
+        monkeypatch.setattr(shmem, pace, 3600.0)  # behind the first look nothing but the bell makes it look
+
     class Bell:
         def __init__(self) -> None:
             self.ours, self.guests = os.pipe2(os.O_NONBLOCK)
@@ -181,8 +184,7 @@ async def test_a_bell_wakes_and_is_rung(memory: Path, opened: Callable[..., obje
     ear, bell = Ear(), Bell()
     source = await opened(ear, open_bell=lambda: bell)  # type: ignore[misc]
     peer = guest(memory)
-    await until(lambda: source._delay == shmem.SAFETY)
-    source._timer.cancel()  # from here on nothing but the bell makes it look
+    await until(lambda: source.statistics().looks == 1)
     peer.write(b"now")
     os.write(bell.guests, b"!")
     await until(lambda: ear.data == b"now")
@@ -195,7 +197,7 @@ async def test_what_is_wrong_is_told(memory: Path, opened: Callable[..., object]
     told: list[str] = []
     await opened(Ear(), violation=told.append)  # type: ignore[misc]
     peer = guest(memory)
-    struct.pack_into("<I", peer.region._bytes, 0x84, 1 << 30)  # type: ignore[attr-defined]
+    peer.region.store(0x84, 1 << 30)
     await until(lambda: told)
     assert "does not fit" in told[0]
 

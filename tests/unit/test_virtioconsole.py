@@ -321,12 +321,7 @@ async def test_the_next_one_goes_on_with_the_queues(wire: Wire, tmp_path: Path) 
     driver = await up(wire, first, ear)
     await driver.print(b"before")
     first.write(b"typed")
-    # it dies: nobody says goodbye, and the driver of the root system resets our state
-    assert first._device is not None
-    first._loop.remove_reader(first._device.fileno())
-    assert first._timer is not None
-    first._timer.cancel()
-    first._device.close()
+    first.abandon()  # nobody says goodbye, and the driver of the root system resets our state
     printing = asyncio.ensure_future(driver.print(b"meanwhile"))
     second, later = VirtioConsole(lambda: wire.side(0), memory=memory), Ear()
     await second.open(later)
@@ -346,11 +341,7 @@ async def test_without_its_word_the_guest_has_to_begin_anew(wire: Wire, tmp_path
     memory = tmp_path / "console"
     first, ear = VirtioConsole(lambda: wire.side(0)), Ear()
     driver = await up(wire, first, ear)
-    assert first._device is not None
-    first._loop.remove_reader(first._device.fileno())
-    assert first._timer is not None
-    first._timer.cancel()
-    first._device.close()
+    first.abandon()
     if kept is not None:
         memory.write_text(kept)
     second = VirtioConsole(lambda: wire.side(0), memory=str(memory))
