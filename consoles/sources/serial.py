@@ -3,8 +3,10 @@
 
 pyserial sets the port up, pyserial-asyncio's transport moves the bytes. Three things of theirs would stop the whole
 supervisor and are kept off the loop here: opening, the ``tcdrain`` before closing (for ever, when the far end holds
-its flow control), and closing. The transport is therefore given a port that reads and writes only, and is aborted,
-never closed.
+its flow control), and closing. So it is not ``create_serial_connection``, which opens on the loop: 20 µs for a pty, but
+as long as its driver likes for a port, and the kernel waits 30 s before it closes one whose far end takes nothing.
+``connection_for_serial``, its other half, is given a thin port that reads and writes only, and the transport is
+aborted, never closed.
 
 What a crash costs: a UART does not wait for anybody without flow control. What arrives while no supervisor runs fills
 the kernel's buffer (4 KiB) and is thrown away beyond it; and opening a port throws away what had arrived before.
@@ -96,7 +98,10 @@ def _why(exc: Exception) -> str:
 
 
 class _Wire:
-    """What the transport takes for a ``serial.Serial``: reads and writes, and nothing that could block."""
+    """What the transport takes for a ``serial.Serial``: reads and writes, and nothing that could block.
+
+    A real one would set the port up anew when it is given the transport's time-outs, and spin where it cannot write.
+    """
 
     def __init__(self, fd: int, lost: Callable[[str], None]) -> None:
         self._fd = fd
@@ -149,9 +154,18 @@ class SerialConnection(asyncio.Protocol):
         self._ended = asyncio.Event()
         self._paused = True
         self.reason = ""
-        wire = _Wire(port.fileno(), self._lose)
-        self._transport: Any = serial_asyncio.SerialTransport(self._loop, self, wire)
-        self._transport.set_write_buffer_limits(high=ROOM, low=0)
+        self._transport: Any = None
+
+    @classmethod
+    async def over(
+        cls, port: serial.Serial, received: Callable[[bytes], None], lost: Callable[[], None]
+    ) -> SerialConnection:
+        """Return a connection over an open port, which it owns; waits for nothing."""
+        made = cls(port, received, lost)
+        wire = _Wire(port.fileno(), made._lose)
+        made._transport, _ = await serial_asyncio.connection_for_serial(made._loop, lambda: made, wire)
+        made._transport.set_write_buffer_limits(high=ROOM, low=0)
+        return made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The transport begins to read right behind this: it may have been paused until now."""
@@ -246,7 +260,7 @@ class SerialSource(Returning):
 
     async def _connect(self) -> SerialConnection:
         port = await open_off_loop(self._open, close_port)
-        return SerialConnection(port, self._deliver, self._lost.set)
+        return await SerialConnection.over(port, self._deliver, self._lost.set)
 
     def _open(self) -> serial.Serial:
         now = look(self._settings.path, self._before)  # a pty may play the port, and its number another one's console
