@@ -31,9 +31,10 @@ class Wakers:
 
     def wake(self) -> None:
         """Call all who wait now, in the order they came; whoever asks anew from within waits for the next time."""
-        waiting, self._waiting = self._waiting, []
-        for wake in waiting:
-            wake()
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for wake in waiting:
+                wake()
 
     def pass_on(self, ask: Callable[[Callable[[], None]], None]) -> None:
         """Let all who wait here wait elsewhere: ``ask`` is called with each of them."""

@@ -58,6 +58,11 @@ class Input:
         if self._closed or not data:
             return
         self.fed += len(data)
+        if not self._chunks and not self._gone:  # a key, mostly: it takes the shortest way
+            written = self._source.write(data)
+            if written == len(data):
+                return
+            data = data[written:]
         self._size += len(data)
         self._chunks.append(data)
         if self._gone:
