@@ -20,6 +20,7 @@ import anyio
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.ending import Ending
 from backends.jailhouse import ending, firmware, linuxfiles, marks, shared, tty
 from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
@@ -28,8 +29,10 @@ from backends.jailhouse.machine import owner_of
 from backends.jailhouse.marks import Marked, Said
 from backends.jailhouse.plan import CellPlan, Source
 from backends.jailhouse.shared import Presence
+from backends.jailhouse.watcher import Look
 from consoles.sources.link import Backoff
 from runphi_async import regular
+from runphi_async.aio.owned import Tasks
 from runphi_async.board import ranges
 from runphi_async.errors import BackendError, UnsupportedError
 from runphi_async.host.files import write_atomically
@@ -91,7 +94,8 @@ class CellDriver:
         self._directory = directory
         self._owner = owner_of(directory)
         self._nulls: list[int] = []
-        self._told: Told | None = None
+        self._ending = Ending()
+        self._tasks = Tasks(self._broke)
         #: what nobody could be told yet
         self._unsaid: list[str] = []
         self._unnoted: list[tuple[str, dict[str, object]]] = []
@@ -228,7 +232,7 @@ class CellDriver:
         """Look at the cell from now on."""
         self._attend(told)
         self._close_nulls()
-        self._machine.watcher.watch(self._owner, self._on_view)
+        self._look_on()
 
     def _close_nulls(self) -> None:
         for fd in self._nulls:
@@ -236,7 +240,8 @@ class CellDriver:
         self._nulls = []
 
     def _attend(self, told: Told) -> None:
-        self._told, self._noted = told, told.note
+        self._ending.attend(told)
+        self._noted = told.note
         self._watched = True
         self._machine.hearers[self._cell.name] = self._heard
         for text in self._unsaid:
@@ -246,8 +251,8 @@ class CellDriver:
         self._unsaid, self._unnoted = [], []
 
     def _say(self, text: str) -> None:
-        if self._told is not None:
-            self._told.say(text)
+        if self._ending.told is not None:
+            self._ending.told.say(text)
         elif not self._watched:
             self._unsaid.append(text)
 
@@ -290,19 +295,29 @@ class CellDriver:
             self._say(said.error)
         with contextlib.suppress(OSError):  # the record is gone already
             write_atomically(os.path.join(self._directory, SAID), f"{said.line()}\n".encode())
-        if self._told is not None:
-            self._told.done(0)
+        if self._ending.told is not None:
+            self._ending.told.done(0)
 
     def _end(self, cause: Cause) -> None:
         if self._patience is not None:
             self._patience.cancel()
-        told, self._told = self._told, None
-        if told is None:
+        if self._ending.told is None:
             return
         self._cause = cause
         self._over = True
         self._machine.watcher.unwatch(self._owner)
-        told.ended()
+        self._ending.once()
+
+    def _look_on(self) -> None:
+        self._machine.watcher.watch(self._owner, Look(self._on_view, self._unwatched))
+
+    def _unwatched(self, exc: BaseException) -> None:
+        self._broke("watch over the cell", exc)
+
+    def _broke(self, task: str, exc: BaseException) -> None:
+        """Something of ours has failed: nobody looks after the cell any more, so it ends; `release` destroys it."""
+        self._ending.broke(task, exc)
+        self._end(Cause.BROKEN)
 
     def rang(self) -> None:
         """The stub has nothing to say: it has no child."""
@@ -314,7 +329,7 @@ class CellDriver:
             view = await self._tool.look()
         except BackendError as exc:
             log.error("%s: %s", self._owner, exc)
-            self._machine.watcher.watch(self._owner, self._on_view)  # which will end it if it stays so
+            self._look_on()  # which will end it if it stays so
             return self._phase in _BEGUN
         cell = view.find(self._cell.name)
         if self._phase is Phase.STARTING:
@@ -325,7 +340,7 @@ class CellDriver:
             wait = MARK_PATIENCE if self._hopes(cause) else 0.0
             self._patience = asyncio.get_running_loop().call_later(wait, self._end, cause)
             return None
-        self._machine.watcher.watch(self._owner, self._on_view)
+        self._look_on()
         if self._said is not None:
             asyncio.get_running_loop().call_soon(told.done, 0)  # an earlier supervisor heard it
         return self._phase in _BEGUN
@@ -400,11 +415,11 @@ class CellDriver:
     def destroy(self) -> None:
         """Stop the cell's CPUs, again and again if its guest refuses; ``release`` destroys it then."""
         if self._stopping is None and not self._over:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="stop cell")
+            self._stopping = self._tasks.start(self._stop(), "stop of the cell")
 
     async def _stop(self) -> None:
         backoff, said = Backoff(FIRST_PAUSE, LONGEST_PAUSE), False
-        while not self._over and self._told is not None:
+        while not self._over and self._ending.told is not None:
             try:
                 await self._halt()
             except Gone:
@@ -441,20 +456,18 @@ class CellDriver:
         """Say how the cell ended."""
         if self._said is not None:
             return ending.said(self._said)
-        return ending.verdict(self._cause, self._failed, evidence)
+        return self._ending.verdict() or ending.verdict(self._cause, self._failed, evidence)
 
     async def release(self) -> None:
         """Destroy a cell that has ended, or that nobody will ever watch, and give back what it had."""
-        self._told = None
+        self._ending.forget()
         self._machine.watcher.unwatch(self._owner)
         if self._patience is not None:
             self._patience.cancel()
         self._machine.hearers.pop(self._cell.name, None)
         self._presence.close()
-        if self._stopping is not None:
-            self._stopping.cancel()
-            await asyncio.wait([self._stopping])
-            self._stopping = None
+        await self._tasks.close()
+        self._stopping = None
         self._close_nulls()
         if self._over or not self._watched:
             with anyio.CancelScope(shield=True):

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from backends.base import Evidence, Verdict
+from backends.ending import FAILED
 from backends.jailhouse import sysfs
 from runphi_async.board import ranges
 
@@ -58,6 +59,8 @@ class Cause(StrEnum):
     DISABLED = "disabled"
     #: the hypervisor does not answer
     SILENT = "silent"
+    #: our own watch over it has failed
+    BROKEN = "broken"
 
 
 #: exit codes, in the numbers that the other backends use (docs/reference/exit-codes.md)
@@ -72,6 +75,7 @@ _VERDICTS: Final = {
     Cause.VANISHED: Verdict(CODE_KILLED, "somebody else destroyed the cell"),
     Cause.DISABLED: Verdict(CODE_KILLED, "the hypervisor was disabled, which destroys all cells"),
     Cause.SILENT: Verdict(CODE_KILLED, "the hypervisor does not answer: the board hangs and must be reset"),
+    Cause.BROKEN: Verdict(FAILED, "the runtime could not look after the cell any more"),
 }
 
 

@@ -14,6 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from backends.jailhouse.consolelines import Splitter
+from backends.jailhouse.watcher import Look
 from backends.lines import Kind
 from consoles.errors import SourceError
 from consoles.sources.process import ProcessSource
@@ -115,7 +116,7 @@ class VirtualConsole:
             self._source = None
             self._readers.pop(name, None)
             raise SourceError(f"cannot follow the hypervisor's console: {exc}") from exc
-        self._watcher.watch(_WATCHER, self._on_view)
+        self._watcher.watch(_WATCHER, Look(self._on_view))
 
     async def remove(self, name: str) -> None:
         """Stop giving; the last one stops the process."""

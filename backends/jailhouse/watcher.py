@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from runphi_async.aio.owned import Tasks
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -31,6 +32,21 @@ GROWTH: Final = 1.5
 SILENCES: Final = 2
 
 
+def _no_matter(exc: BaseException) -> None:
+    """Nothing depends on being called."""
+
+
+class Look(NamedTuple):
+    """What one watcher wants to hear.
+
+    :ivar on_view: called after every look, with None when there is no answer.
+    :ivar on_failure: called when nobody looks any more, or ``on_view`` itself has failed, and why.
+    """
+
+    on_view: Callable[[View | None], None]
+    on_failure: Callable[[BaseException], None] = _no_matter
+
+
 class Watcher:
     """One for a hypervisor; looks only while somebody watches.
 
@@ -39,19 +55,20 @@ class Watcher:
 
     def __init__(self, look: Callable[[], Awaitable[View]]) -> None:
         self._look = look
-        self._watchers: dict[str, Callable[[View | None], None]] = {}
+        self._watchers: dict[str, Look] = {}
         self._followers: list[Callable[[View | None], None]] = []
+        self._tasks = Tasks(self._broke)
         self._task: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
         self._pause = FAST
         #: how often sysfs was looked at, for tests
         self.looks = 0
 
-    def watch(self, name: str, on_view: Callable[[View | None], None]) -> None:
-        """Call ``on_view`` after every look, with None when there is no answer, until ``unwatch``."""
-        self._watchers[name] = on_view
+    def watch(self, name: str, look: Look) -> None:
+        """Call after every look, until ``unwatch`` or until that has failed."""
+        self._watchers[name] = look
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="jailhouse watcher")
+            self._task = self._tasks.start(self._run(), "watch over the cells")
         self.hurry()
 
     def follow(self, on_view: Callable[[View | None], None]) -> None:
@@ -90,11 +107,28 @@ class Watcher:
             await self._rest()
 
     def _tell(self, view: View | None) -> None:
-        for name, on_view in (*((str(on_view), on_view) for on_view in self._followers), *self._watchers.items()):
+        for on_view in self._followers:
             try:
                 on_view(view)
-            except Exception:  # one container's trouble must not blind the others
+            except Exception:
+                log.exception("cannot act on what sysfs shows")
+        for name, look in tuple(self._watchers.items()):
+            try:
+                look.on_view(view)
+            except Exception as exc:  # one container's trouble must not blind the others
                 log.exception("%s: cannot act on what sysfs shows", name)
+                self._fail(name, exc)
+
+    def _broke(self, task: str, exc: BaseException) -> None:
+        """Looking has failed: nobody who watches would ever hear of anything again."""
+        for name in tuple(self._watchers):
+            self._fail(name, exc)
+
+    def _fail(self, name: str, exc: BaseException) -> None:
+        look = self._watchers.get(name)
+        self.unwatch(name)
+        if look is not None:
+            look.on_failure(exc)
 
     async def _rest(self) -> None:
         pause, self._pause = self._pause, min(self._pause * GROWTH, SLOW)

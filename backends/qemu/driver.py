@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.ending import Ending
 from backends.guest import handed
 from backends.qemu import again, comm, exitcode, making, runstate, virtiofs, words
 from backends.qemu.boot import HANDED
@@ -28,6 +29,7 @@ from backends.qemu.watch import LOOK_PATIENCE, RunWatch
 from backends.qemu.wires import Wires
 from consoles.sharedmem import shmfiles
 from runphi_async import regular
+from runphi_async.aio.owned import Tasks
 from runphi_async.config.schema import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.host.processes import Process
@@ -78,12 +80,13 @@ class QemuDriver:
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
         self.share = virtiofs.Server(config.virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
         self.nics = Taps(directory) if memory.net else None
-        self.monitor = Monitor(self._dir_fd)
+        self._tasks = Tasks(self._broke)
+        self.monitor = Monitor(self._dir_fd, self._tasks)
         self._listener: socket.socket | None = None
         self.wires = Wires(self._dir_fd, lambda event: self.watching.heard(event), self._on_word)
         self.remains = Remains(directory)
         self._vmm: Process | None = None
-        self.told: Told | None = None
+        self._ending = Ending()
         self._late: asyncio.TimerHandle | None = None
         #: the second VMM is up to the stub, or runs
         self.second = False
@@ -135,7 +138,7 @@ class QemuDriver:
 
     async def watch(self, told: Told) -> None:
         """Listen on every channel; the QMP connection is made in the background."""
-        self.told = told
+        self._ending.attend(told)
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -143,7 +146,18 @@ class QemuDriver:
             self.nics.handed_over()
         self.wires.listen()
         self.monitor.connect_soon()
-        self.watching.start()
+        self.watching.start(self._tasks)
+
+    def _broke(self, task: str, exc: BaseException) -> None:
+        """A task of ours has failed: nobody looks after the guest any more, so it ends."""
+        self.fail(self._ending.broke(task, exc))
+        if self.vmm_ended:
+            self.over()
+
+    @property
+    def told(self) -> Told | None:
+        """Who hears of the guest; None when its end was told."""
+        return self._ending.told
 
     @property
     def heard(self) -> Heard:
@@ -212,20 +226,18 @@ class QemuDriver:
 
     def over(self) -> None:
         """The guest has ended."""
-        told, self.told = self.told, None
         if self._late is not None:
             self._late.cancel()
             self._late = None
+        self._ending.once()
         self._changed.set()
         self.watching.look()
-        if told is not None:
-            told.ended()
 
     async def adopt(self, told: Told) -> bool | None:
         """Open everything again; ask QEMU whether the guest had been started."""
         self.wires.open()
         self._replaying = True  # what the record holds was acted on by our predecessor
-        self.told = told
+        self._ending.attend(told)
         decided = again.load(self.directory)
         self.second = again.is_handed_over(self.directory)
         if self.second and decided is not None:
@@ -242,11 +254,11 @@ class QemuDriver:
                 stub.say_again(self.directory)
             if not self.vmm_ended:
                 self.watching.take_up(decided)
-                self.watching.start()
+                self.watching.start(self._tasks)
                 return decided.started
         if self.vmm_ended or self.hold_vmm() is None:
             asyncio.get_running_loop().call_soon(self._first_or_last)
-            self.watching.start()
+            self.watching.start(self._tasks)
             return self.heard.started if self.memory.again and not self.second else None
         return await self._adopt_living()
 
@@ -263,7 +275,7 @@ class QemuDriver:
             log.warning("%s: adopted without an answer: %s", self.name, exc)
         self.watching.recall(self.remains.clock(), started)
         self.watching.look()
-        self.watching.start()
+        self.watching.start(self._tasks)
         return started
 
     # Section: driving it
@@ -399,7 +411,7 @@ class QemuDriver:
     async def new_monitor(self) -> None:
         """Connect to the second VMM from now on."""
         await self.monitor.close()
-        self.monitor = Monitor(self._dir_fd)
+        self.monitor = Monitor(self._dir_fd, self._tasks)
 
     async def ended_within(self, seconds: float) -> bool:
         """Wait a moment for the first VMM's end; False: it lives, or has been replaced already."""
@@ -452,12 +464,13 @@ class QemuDriver:
 
     async def release(self) -> None:
         """Close everything; the file server ends with QEMU, or is killed. Channels' memory lives while it is mapped."""
-        self.told = None
+        self._ending.forget()
         await self.watching.close()
         shmfiles.unlink(self.directory)
         if self._late is not None:
             self._late.cancel()
         await self.monitor.close()
+        await self._tasks.close()
         self.wires.close()
         if self._listener is not None:
             self._listener.close()

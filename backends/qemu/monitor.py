@@ -11,12 +11,15 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from runphi_async.aio.waiting import is_cancelled
 from runphi_async.errors import BackendError
+
+if TYPE_CHECKING:
+    from runphi_async.aio.owned import Tasks
 
 #: Name of the socket in the record directory.
 SOCKET: Final = "qmp.sock"
@@ -28,12 +31,16 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 
 class Monitor:
-    """A QMP connection to the guest whose record directory is ``dir_fd``."""
+    """A QMP connection to the guest whose record directory is ``dir_fd``.
 
-    def __init__(self, dir_fd: int) -> None:
+    :param tasks: whose the connecting is, as it goes on while nobody waits for it.
+    """
+
+    def __init__(self, dir_fd: int, tasks: Tasks) -> None:
         self._dir_fd = dir_fd
+        self._tasks = tasks
         self._client: QMPClient | None = None
-        self._connecting: asyncio.Task[QMPClient] | None = None
+        self._connecting: asyncio.Task[QMPClient | Exception] | None = None
 
     def _address(self) -> str:
         # Through the directory's descriptor: sun_path holds 108 bytes, an id may have 200.
@@ -50,12 +57,16 @@ class Monitor:
     def connect_soon(self) -> None:
         """Begin to connect; the first command waits for it."""
         if self._connecting is None:
-            self._connecting = asyncio.create_task(self._connect(), name="qmp connect")
+            self._connecting = self._tasks.start(self._connect(), "QMP connection")
 
-    async def _connect(self) -> QMPClient:
+    async def _connect(self) -> QMPClient | Exception:
+        """Return the connection, or why there is none: that is for whoever wants to use it."""
         client = QMPClient("runphi")
-        async with asyncio.timeout(PATIENCE):
-            await client.connect(self._address())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await client.connect(self._address())
+        except (QMPError, OSError, EOFError, TimeoutError) as exc:
+            return exc
         self._client = client
         return client
 
@@ -70,6 +81,8 @@ class Monitor:
         try:
             async with asyncio.timeout(patience):
                 client = await asyncio.shield(self._connecting)
+            if isinstance(client, Exception):
+                raise client
             async with asyncio.timeout(patience):
                 return await client.execute(command, arguments or None)
         except TimeoutError as exc:
@@ -90,8 +103,6 @@ class Monitor:
             self._connecting.cancel()
         if self._connecting is not None:
             await asyncio.wait({self._connecting})
-            if not self._connecting.cancelled():
-                self._connecting.exception()
         if self._client is not None:
             try:
                 async with asyncio.timeout(2):

@@ -39,11 +39,15 @@ class Vmm(Protocol):
     """What is known of the VMM of a guest, be it the first or the second, to those who look after it."""
 
     name: str
-    told: Told | None
     #: the second VMM is up to the stub, or runs
     second: bool
     monitor: Monitor
     remains: Remains
+
+    @property
+    def told(self) -> Told | None:
+        """Who hears of the guest; None when its end was told."""
+        ...
 
     @property
     def heard(self) -> Heard:

@@ -22,6 +22,7 @@ from runphi_async.errors import BackendError
 if TYPE_CHECKING:
     from backends.qemu.again import Again
     from backends.qemu.second import SecondTry
+    from runphi_async.aio.owned import Tasks
     from runphi_async.config.schema import InitSeconds
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,6 @@ class Watched(Vmm, Protocol):
     @property
     def is_monitored(self) -> bool:
         """Whether there is a QEMU that could answer."""
-        ...
-
-    def rang(self) -> None:
-        """Look whether the VMM has ended, and destroy what is to be destroyed."""
         ...
 
     def destroy(self) -> None:
@@ -113,9 +110,9 @@ class RunWatch:
 
     # Section: from outside
 
-    def start(self) -> None:
-        """Begin to watch."""
-        self._task = asyncio.create_task(self._run(), name="vmm watch")
+    def start(self, tasks: Tasks) -> None:
+        """Begin to watch; if that fails, the owner of the tasks hears of it, and ends the guest."""
+        self._task = tasks.start(self._run(), "watch over the VMM")
 
     def heard(self, event: str) -> None:
         """QEMU has sent an event."""
@@ -197,10 +194,6 @@ class RunWatch:
                         await self._news.wait()
                 self._news.clear()
                 await self._look()
-        except Exception:
-            log.exception("%s: the watch over its VMM failed: destroying the guest", self._driver.name)
-            self._driver.destroy()
-            self._driver.rang()
         finally:
             self._tried.set()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.ending import Ending
 from backends.guest import handed, initrd, rootfs
 from backends.xen import plan as planning
 from backends.xen.boot import GUEST_INITRD, IMAGE, RAMDISK
@@ -30,6 +31,7 @@ from backends.xen.xl import LONG
 from consoles.sharedmem import shmfiles, vchan
 from consoles.streams.fifo import open_fifo
 from runphi_async import digits, regular
+from runphi_async.aio.owned import Tasks
 from runphi_async.errors import BackendError
 from runphi_async.host.files import write_atomically
 from runphi_async.partition.spec import GuestKind
@@ -106,14 +108,14 @@ class XenDriver:
         self._store: XenStore | None = None
         self._bridge: Bridge | None = None
         self._words: Words | None = None
+        self._tasks = Tasks(self._broke)
         self._life: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
-        self._telling: asyncio.Task[None] | None = None
         self._lines: asyncio.Queue[str] = asyncio.Queue()
         self._kill = asyncio.Event()
         self._heard = End()
         self._written = 0
-        self._told: Told | None = None
+        self._ending = Ending()
         self._owned = False
         self._replaying = False
         self._fds: list[int] = []
@@ -209,12 +211,12 @@ class XenDriver:
         await self._attend(told)
 
     async def _attend(self, told: Told) -> None:
-        self._told = told
+        self._ending.attend(told)
         assert self._store is not None
         if self._memory.kind is GuestKind.LINUX:
             self._words = Words(self._store, self._home, self._on_line)
             await self._words.prepare()
-            self._telling = asyncio.create_task(self._tell_on(self._words), name="xen words")
+            self._tasks.start(self._tell_on(self._words), "telling of the guest's init")
         self._bridge = await self._open_console(self._store)
         self._owned = False
         self._live()
@@ -267,23 +269,29 @@ class XenDriver:
 
     def _live(self) -> None:
         if self._life is None:
-            self._life = asyncio.create_task(self._live_on(), name="xen domain")
+            self._life = self._tasks.start(self._live_on(), "watch over the domain")
+
+    def _broke(self, task: str, exc: BaseException) -> None:
+        """A task of ours has failed: nobody looks after the guest any more, so it ends."""
+        self._ending.broke(task, exc)
+        if self._life is not None and self._life.done():
+            self._life = None  # it was this one: another one takes the domain down, and does no more
+        self.destroy()
 
     async def _live_on(self) -> None:
         """Follow the domain to its end, take everything down that tells how it came, destroy it."""
         failure = None
         try:
-            await self._until_end()
+            if not self._kill.is_set():
+                await self._until_end()
         except (BackendError, OSError) as exc:
             log.error("%s: %s", self._directory, exc)
             failure = f"domain was given up: {exc}"
         try:
             await self._take_down(failure)
-        except (BackendError, OSError) as exc:
-            log.error("%s: %s", self._directory, exc)
-        told, self._told = self._told, None
-        if told is not None:
-            told.ended()
+        except Exception as exc:  # whatever it is: the guest has an end, and it is told
+            log.error("%s: %s", self._directory, exc, exc_info=not isinstance(exc, BackendError | OSError))
+        self._ending.once()
 
     async def _until_end(self) -> None:
         """Return when the domain has shut down, is gone, or is to be destroyed."""
@@ -321,6 +329,12 @@ class XenDriver:
 
     async def _take_down(self, failure: str | None) -> None:
         """Read how the domain ended, drain its console, write both down, destroy it."""
+        try:
+            await self._take_evidence(failure or self._ending.failure or None)
+        finally:
+            await self._tools.hypervisor.destroy(self._state.uuid)
+
+    async def _take_evidence(self, failure: str | None) -> None:
         hypervisor = self._tools.hypervisor
         domain = await self._look()
         if domain is not None and not domain.shutdown and not domain.dying and not domain.paused:
@@ -332,7 +346,6 @@ class XenDriver:
             self._save()
         if self._bridge is not None and domain is not None and self._state.started:
             await self._bridge.drain(self._tools.quiet, DRAIN_LIMIT)
-        await hypervisor.destroy(self._state.uuid)
 
     async def _last_words(self, domain: Domain | None, failure: str | None) -> End:
         end = End(reason=domain.reason if domain is not None else None, failure=failure)
@@ -358,22 +371,22 @@ class XenDriver:
             self._written = number
         elif word == "exit" and number is not None and self._heard.control_exit is None:
             self._heard = msgspec.structs.replace(self._heard, control_exit=number & 0xFF)
-            if self._told is not None:
-                self._told.done(self._written)
+            if self._ending.told is not None:
+                self._ending.told.done(self._written)
         elif word == "error" and self._heard.control_error is None:
             self._heard = msgspec.structs.replace(self._heard, control_error=rest[:400])
-            if self._told is not None and not self._replaying:
-                self._told.say(rest[:400])
+            if self._ending.told is not None and not self._replaying:
+                self._ending.told.say(rest[:400])
 
     def rang(self) -> None:
         """The stub has no child that could have ended."""
 
     async def adopt(self, told: Told) -> bool | None:
         """Find the domain again and go on where the last supervisor was."""
+        self._ending.attend(told)  # first: whatever fails from here on, `destroy` has somebody to tell
         self._store = await self._tools.connect()
         domain = await self._tools.hypervisor.find(self._state.uuid)
         if self._state.end is not None or domain is None or domain.dying:
-            self._told = told
             self._live()
             return None
         self._state.domid = domain.domid
@@ -422,7 +435,7 @@ class XenDriver:
         if self._store is None or await self._store.find(f"{self._home}/control/feature-poweroff") != b"1":
             return False
         if self._asking is None:
-            self._asking = asyncio.create_task(self._ask(), name="xl shutdown")
+            self._asking = self._tasks.start(self._ask(), "request to power off")
         return True
 
     async def _ask(self) -> None:
@@ -435,7 +448,7 @@ class XenDriver:
     def destroy(self) -> None:
         """Destroy the domain; its own task does it and says when it is gone."""
         self._kill.set()
-        if self._store is not None:
+        if self._ending.told is not None:
             self._live()
 
     def resize(self, rows: int, cols: int) -> None:
@@ -468,15 +481,12 @@ class XenDriver:
 
     def settle(self, evidence: Evidence) -> Verdict:
         """Weigh the domain's end, its own words and what was done to it."""
-        return verdict(self._state.end or End(), evidence)
+        return verdict(self._state.end or End(failure=self._ending.failure or None), evidence)
 
     async def release(self) -> None:
         """Let go of xenstored and the console; a domain whose making failed goes with it."""
-        self._told = None
-        for task in (self._life, self._asking, self._telling):
-            if task is not None and not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
+        self._ending.forget()
+        await self._tasks.close()
         if self._bridge is not None:
             self._bridge.close()
             self._bridge = None

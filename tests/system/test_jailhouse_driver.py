@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from backends.jailhouse import ending
 from backends.jailhouse.backend import JailhouseBackend
 from backends.jailhouse.driver import PHASE
 from runphi_async.errors import BackendError, RunphiError, UnsupportedError
 from tests.system.cellkit import CellLife, board_here, guest
-from tests.unit.conformance import PATIENCE, DriverConformance, Life
+from tests.unit.conformance import PATIENCE, Life, WatchesByTask, not_thought_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -31,7 +32,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellBoard
         yield made
 
 
-class TestCell(DriverConformance):
+class TestCell(WatchesByTask):
     board: CellBoard
     codes: ClassVar[dict[bytes, int]] = {b"exit 0": 0, b"exit 7": 1, b"crash": 134}
 
@@ -42,6 +43,9 @@ class TestCell(DriverConformance):
 
     async def kill_machine(self, life: Life) -> None:
         self.board.run("cell", "destroy", "--name", "c1")
+
+    async def break_watch(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ending, "judge", not_thought_of)
 
     async def machine_ended(self, life: Life) -> None:
         state = self.board.place.sysfs / "cells" / "1" / "state"

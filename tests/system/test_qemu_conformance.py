@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from backends.qemu import runstate
 from backends.qemu.backend import QemuBackend
 from runphi_async.config.loading import load
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from tests.unit.conformance import Life, TellsPauses
+from tests.unit.conformance import Life, TellsPauses, WatchesByTask, not_thought_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.qemu
 
 
-class QemuConformance(TellsPauses):
+class QemuConformance(TellsPauses, WatchesByTask):
     image: ClassVar[str]
 
     async def pause_by_another(self, life: Life) -> None:
         with open(life.directory / "ev.in", "wb", buffering=0) as monitor:
             monitor.write(b'{"execute": "stop"}\n')
+
+    async def break_watch(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runstate, "standing", not_thought_of)
+        await self.pause_by_another(life)
 
     @pytest.fixture
     async def backend(self, tmp_path: Path) -> Backend:

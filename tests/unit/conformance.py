@@ -12,7 +12,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 import pytest
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 #: Seconds a guest may take for an answer: software emulation on busy cores.
 PATIENCE: Final = 40.0
+
+
+def not_thought_of(*given: object, **named: object) -> NoReturn:
+    """Fail as only a mistake can."""
+    raise RuntimeError("not thought of")
 
 
 class Life:
@@ -420,6 +425,23 @@ class DriverConformance:
         await life.end()
         assert not held.send(0)
         held.close()
+
+
+class WatchesByTask(DriverConformance):
+    """What a driver does whose own task looks after its machine: when that fails, nobody would."""
+
+    async def break_watch(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make what the task does next fail in a way that nobody has thought of."""
+        raise NotImplementedError
+
+    async def test_a_watch_that_fails_ends_the_guest(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        await life.start()
+        await life.prompt()
+        await self.break_watch(life, monkeypatch)
+        verdict = await life.end()
+        assert verdict.code == 125
+        assert "internal error in the watch over" in verdict.reason
+        assert "not thought of" in verdict.reason
 
 
 class TellsPauses(DriverConformance):

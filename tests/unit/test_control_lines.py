@@ -38,7 +38,7 @@ def qemu(path: Path, told: Told) -> Callable[[bytes], None]:
 
 def xen(path: Path, told: Told) -> Callable[[bytes], None]:
     driver = XenDriver(XenMemory(kind=GuestKind.LINUX), str(path), None)  # type: ignore[arg-type]
-    driver._told = told
+    driver._ending.attend(told)
     return lambda line: driver._on_line(line.decode("utf-8", "replace"))
 
 

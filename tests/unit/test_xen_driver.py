@@ -19,13 +19,14 @@ from backends.xen import examine
 from backends.xen.backend import XenBackend
 from backends.xen.hypervisor import Hypervisor
 from backends.xen.plan import XenPlan
+from backends.xen.words import Words
 from backends.xen.xl import Xl
 from runphi_async.config import schema as configuration
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.host.processes import Process
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.testing.xen import FakeXen
-from tests.unit.conformance import PATIENCE, DriverConformance, Life
+from tests.unit.conformance import PATIENCE, Life, WatchesByTask, not_thought_of
 from tests.unit.consolekit import until
 from tests.unit.imagekit import pvh_image
 
@@ -73,7 +74,7 @@ def backend_of(xen: FakeXen, tmp_path: Path, **more: object) -> XenBackend:
     return XenBackend(configuration.Config(xen=section))
 
 
-class TestOnFakeXen(DriverConformance):
+class TestOnFakeXen(WatchesByTask):
     killed = "destroyed from outside"
 
     @pytest.fixture
@@ -94,6 +95,14 @@ class TestOnFakeXen(DriverConformance):
 
     async def machine_ended(self, life: Life) -> None:
         await until(lambda: all(domain.reason is not None for domain in self.xen.domains.values()))
+
+    async def break_watch(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Hypervisor, "look", not_thought_of)
+        self.xen.put("@releaseDomain", b"")
+
+    async def test_a_watch_that_fails_ends_the_guest(self, life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+        await super().test_a_watch_that_fails_ends_the_guest(life, monkeypatch)
+        assert self.xen.domains == {}, "a domain that nobody watches must not go on"
 
     async def taken(self, life: Life) -> None:
         await until(lambda: fcntl.ioctl(life.input, termios.FIONREAD, bytes(4)) == bytes(4))
@@ -236,6 +245,56 @@ async def test_a_domain_that_cannot_be_destroyed_still_ends(xen: FakeXen, tmp_pa
     assert (await life.end()).code == 137
     del xen.fail["destroy"]
     await life.close()
+
+
+async def test_words_that_cannot_be_told_end_the_guest(
+    xen: FakeXen, tmp_path: Path, inmate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that tells a Linux guest's init is not the one that watches, and no less needed."""
+    life = await made_linux(xen, tmp_path, inmate)
+    await life.start()
+    monkeypatch.setattr(Words, "tell", not_thought_of)
+    assert await life.driver.deliver(15)
+    assert await life.end() == (
+        125,
+        "internal error in the telling of the guest's init: RuntimeError('not thought of')",
+    )
+    assert xen.domains == {}
+    await life.close()
+
+
+async def test_a_guest_that_could_not_be_adopted_can_be_destroyed(
+    xen: FakeXen, tmp_path: Path, spec: GuestSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = await made(xen, tmp_path, spec)
+    await life.start()
+    await life.prompt()
+    await life.supervisor_dies()
+    with monkeypatch.context() as patched:
+        patched.setattr(xen, "socket", "/nonexistent")
+        patched.setattr(life, "backend", backend_of(xen, tmp_path))
+        with pytest.raises(BackendError):
+            await life.adopt()
+    life.kill(15)
+    assert (await life.end()).code == 143
+    assert xen.domains == {}
+    await life.close()
+
+
+async def made_linux(xen: FakeXen, tmp_path: Path, inmate: str) -> Life:
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    life = Life(backend_of(xen, tmp_path, kernel=inmate, initrd=str(tmp_path / "initrd")), tmp_path)
+    (tmp_path / "rootfs").mkdir()
+    await life.create(
+        GuestSpec(
+            id="l1",
+            kind=GuestKind.LINUX,
+            rootfs=str(tmp_path / "rootfs"),
+            process=ProcessSpec(args=("sh",)),
+            annotations={"org.runphi.xen.rootfs": "ramdisk", "org.runphi.machine": "pvh"},
+        )
+    )
+    return life
 
 
 async def test_a_lost_xenstored_still_shows_the_end(xen: FakeXen, tmp_path: Path, spec: GuestSpec) -> None:
