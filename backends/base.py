@@ -8,15 +8,17 @@ and a line in ``detect.py``.
 from __future__ import annotations
 
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     import msgspec
 
     from backends.lines import Line
     from consoles.sources.base import Source
+    from runphi_async.lifeline.stub import Fd
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 
@@ -91,19 +93,12 @@ class Evidence(NamedTuple):
 class Inheritance(NamedTuple):
     """Descriptors the driver hands to the init stub; the stub keeps them over a supervisor's death.
 
-    :ivar events: FIFO of the VMM's events.
-    :ivar control: FIFO of the guest's control port.
-    :ivar extra: further ones for the VMM, as descriptors 10, 11, …
-    :ivar network: path of the network namespace that stub and VMM are to join, where the driver made it or holds it;
-        "": as config.json says.
-    :ivar again: a second command for the stub, which starts it once, when it is told to; empty: there is none.
+    :ivar kept: by their places in the stub's table.
+    :ivar extra: further ones for the VMM, as descriptors ``stub.FIRST_EXTRA`` and behind.
     """
 
-    events: int
-    control: int
-    extra: tuple[int, ...]
-    network: str = ""
-    again: tuple[str, ...] = ()
+    kept: Mapping[Fd, int] = MappingProxyType({})
+    extra: tuple[int, ...] = ()
 
 
 def _unnoted(kind: str, **data: object) -> None:
@@ -150,6 +145,16 @@ class Driver(Protocol):
 
     #: command that becomes a child of the init stub; empty when the hypervisor has no process per guest
     command: tuple[str, ...]
+    #: a second command, which the init stub starts once, when it is told to; empty: there is none
+    again: tuple[str, ...]
+
+    @property
+    def network(self) -> str:
+        """Path of the network namespace that stub and VMM are to join, where ``prepare`` made or holds one.
+
+        "": as config.json says.
+        """
+        ...
 
     async def prepare(self) -> None:
         """Write files, make FIFOs and start helpers, before the stub exists (the original's ``mount``)."""

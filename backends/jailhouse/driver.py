@@ -86,6 +86,7 @@ class CellDriver:
 
     def __init__(self, machine: Machine, memory: Memory, directory: str, plan: JailhousePlan | None = None) -> None:
         self.command: tuple[str, ...] = ()
+        self.again: tuple[str, ...] = ()
         self._machine = machine
         self._tool = machine.tool
         self._cell = memory.cell
@@ -93,7 +94,6 @@ class CellDriver:
         self._plan = plan
         self._directory = directory
         self._owner = owner_of(directory)
-        self._nulls: list[int] = []
         self._ending = Ending()
         self._tasks = Tasks(self._broke)
         #: what nobody could be told yet
@@ -195,9 +195,13 @@ class CellDriver:
         await self._tool.load(self._cell.name, ready)
 
     def inheritance(self) -> Inheritance:
-        """Return nothing worth keeping: a cell has neither event nor control channel."""
-        self._nulls = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
-        return Inheritance(self._nulls[0], self._nulls[1], ())
+        """Return nothing: a cell has neither event nor control channel."""
+        return Inheritance()
+
+    @property
+    def network(self) -> str:
+        """Return nothing: a cell's network is not the container's."""
+        return ""
 
     def console(self) -> base.Source | None:
         """Return what the board connects with the cell's console; None: there is none."""
@@ -231,13 +235,7 @@ class CellDriver:
     async def watch(self, told: Told) -> None:
         """Look at the cell from now on."""
         self._attend(told)
-        self._close_nulls()
         self._look_on()
-
-    def _close_nulls(self) -> None:
-        for fd in self._nulls:
-            os.close(fd)
-        self._nulls = []
 
     def _attend(self, told: Told) -> None:
         self._ending.attend(told)
@@ -468,7 +466,6 @@ class CellDriver:
         self._presence.close()
         await self._tasks.close()
         self._stopping = None
-        self._close_nulls()
         if self._over or not self._watched:
             with anyio.CancelScope(shield=True):
                 await self._clean()

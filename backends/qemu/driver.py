@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Descriptor number of the QMP listening socket in QEMU: the first behind the stub's own.
-QMP_FD: Final = len(stub.Fd)
+#: Descriptor number of the QMP listening socket in QEMU: the first of ours.
+QMP_FD: Final = stub.FIRST_EXTRA
 #: QEMU has ended but its parent has not written the status down: after this many seconds the parent must be dead.
 STATUS_PATIENCE: Final = 2.0
 #: The parent was told to start QEMU once more: after this many seconds it must be dead, or the machine is.
@@ -78,6 +78,7 @@ class QemuDriver:
         self.name = os.path.basename(directory)
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
+        self.again: tuple[str, ...] = plan.again if plan is not None else ()
         self.share = virtiofs.Server(config.virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
         self.nics = Taps(directory) if memory.net else None
         self._tasks = Tasks(self._broke)
@@ -120,10 +121,13 @@ class QemuDriver:
     def inheritance(self) -> Inheritance:
         """Return the event and control FIFOs and the QMP socket."""
         assert self._listener is not None
-        taps, network = (self.nics.fds, self.nics.network) if self.nics is not None else ((), "")
-        extra = (self._listener.fileno(), *taps)
-        second = self._plan.again if self._plan is not None else ()
-        return Inheritance(*self.wires.kept, extra, network, second)
+        taps = self.nics.fds if self.nics is not None else ()
+        return Inheritance(self.wires.kept, (self._listener.fileno(), *taps))
+
+    @property
+    def network(self) -> str:
+        """Path of the namespace with the guest's taps."""
+        return self.nics.network if self.nics is not None else ""
 
     def console(self) -> Source | None:
         """Return the channel that is the console; None: QEMU's chardev ``pipe`` is the FIFO pair."""

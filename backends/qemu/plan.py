@@ -22,6 +22,7 @@ from backends.qemu import net as qemu_net
 from backends.qemu.machine import HostFacts, Machine, QemuPlan, accel_for, value
 from runphi_async.errors import PlanError
 from runphi_async.host import nic
+from runphi_async.lifeline import stub
 from runphi_async.partition import boot, comm, cpu, dev, mem, mounts, net
 from runphi_async.partition.spec import GuestKind
 
@@ -65,7 +66,7 @@ def gather(
 
 
 #: descriptor of the first tap in QEMU where no QMP socket lies in front of it
-FIRST_TAP_FD: Final = 10
+FIRST_TAP_FD: Final = stub.FIRST_EXTRA
 #: annotations that mean something on a board, and nothing to QEMU
 ONLY_ON_BOARDS: Final = ("colors", "console-port")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from backends.qemu.heard import Heard
 from consoles.streams.fifo import LineChannel, open_fifo
 from runphi_async.errors import BackendError
+from runphi_async.lifeline.stub import Fd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +55,9 @@ class Wires:
             self._fds[name] = open_fifo(name, self._dir_fd)
 
     @property
-    def kept(self) -> tuple[int, int]:
+    def kept(self) -> dict[Fd, int]:
         """What the stub keeps."""
-        return self._fds["ev.out"], self._fds["ctl.out"]
+        return {Fd.EVENTS: self._fds["ev.out"], Fd.CONTROL: self._fds["ctl.out"]}
 
     def listen(self, events_from: int = 0, control_from: int = 0) -> None:
         """Hear everything from these offsets of the channels' records on."""

@@ -34,6 +34,7 @@ from runphi_async import digits, regular
 from runphi_async.aio.owned import Tasks
 from runphi_async.errors import BackendError
 from runphi_async.host.files import write_atomically
+from runphi_async.lifeline.stub import Fd
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class XenDriver:
 
     def __init__(self, memory: Memory, directory: str, tools: Tools, plan: XenPlan | None = None) -> None:
         self.command: tuple[str, ...] = ()
+        self.again: tuple[str, ...] = ()
         self._memory = memory
         self._directory = directory
         self._tools = tools
@@ -118,7 +120,7 @@ class XenDriver:
         self._ending = Ending()
         self._owned = False
         self._replaying = False
-        self._fds: list[int] = []
+        self._kept = -1
 
     # Section: making it
 
@@ -191,10 +193,15 @@ class XenDriver:
         """Return the console's input FIFO, which keeps what was typed while no supervisor runs."""
         dir_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._fds = [open_fifo("con.in", dir_fd), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)]
+            self._kept = open_fifo("con.in", dir_fd)
         finally:
             os.close(dir_fd)
-        return Inheritance(self._fds[0], self._fds[1], (), self._vifs.network if self._vifs is not None else "")
+        return Inheritance({Fd.EVENTS: self._kept})
+
+    @property
+    def network(self) -> str:
+        """Path of the namespace that the domain's cards are in."""
+        return self._vifs.network if self._vifs is not None else ""
 
     def console(self) -> None:
         """Return nothing: the bridge makes the console the FIFO pair, which loses nothing with a supervisor."""
@@ -207,7 +214,7 @@ class XenDriver:
 
     async def watch(self, told: Told) -> None:
         """Open the console before the guest runs, and begin to watch."""
-        self._close_fds()
+        self._close_kept()
         await self._attend(told)
 
     async def _attend(self, told: Told) -> None:
@@ -490,7 +497,7 @@ class XenDriver:
         if self._bridge is not None:
             self._bridge.close()
             self._bridge = None
-        self._close_fds()
+        self._close_kept()
         if self._owned:
             self._owned = False
             await self._clean_up()
@@ -519,10 +526,10 @@ class XenDriver:
             log.error("%s: %s", self._directory, exc)
         self._forget_files()
 
-    def _close_fds(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
+    def _close_kept(self) -> None:
+        if self._kept >= 0:
+            os.close(self._kept)
+        self._kept = -1
 
     def _save(self) -> None:
         with contextlib.suppress(FileNotFoundError):  # `delete` has given the domain up meanwhile

@@ -343,13 +343,22 @@ class Creation:
         exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
         assert guest.console is not None
         stdin, stdout, stderr = lifeline.stdio
-        fds = [
-            exit_fd, stdout, stderr, stdin, *lifeline.cursors,
-            guest.console.output, bell, inherited.events, inherited.control, *inherited.extra,
-        ]  # fmt: skip
-        argv = stub.command(driver.command, inherited.network or network(self._spec), inherited.again)
+        stdio_cursor, log_cursor = lifeline.cursors
+        held = {
+            stub.Fd.EXIT: exit_fd,
+            stub.Fd.STDOUT: stdout,
+            stub.Fd.STDERR: stderr,
+            stub.Fd.STDIN: stdin,
+            stub.Fd.STDIO_CURSOR: stdio_cursor,
+            stub.Fd.LOG_CURSOR: log_cursor,
+            stub.Fd.CONSOLE: guest.console.output,
+            stub.Fd.BELL: bell,
+            **inherited.kept,
+        }
+        argv = stub.command(driver.command, driver.network or network(self._spec), driver.again)
         try:
-            pid = await self._call.spawn(guest.directory, argv, fds)
+            with stub.arranged(held, inherited.extra) as fds:
+                pid = await self._call.spawn(guest.directory, argv, fds)
         finally:
             os.close(exit_fd)
         try:

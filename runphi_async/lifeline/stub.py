@@ -8,16 +8,24 @@ new supervisor takes the very same open file descriptions back with pidfd_getfd,
 
 from __future__ import annotations
 
+import contextlib
 import os
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from runphi_async import digits, regular
 from runphi_async.host import syscalls
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
 
 class Fd(IntEnum):
-    """Descriptors of the stub. Ten is all a POSIX shell can name, so the VMM is started with 3 to 9 closed."""
+    """Descriptors of the stub: the one table of them; whatever else needs to know is made of it, below.
+
+    Ten is all a POSIX shell can name. Numbers are never given anew: guests that run during an upgrade have an init
+    process with the numbers of before.
+    """
 
     #: FIFO on which the supervisor writes the exit code. As stdin, so that no ``read <&N`` of the shell ever puts it
     #: in the place of something else that a new supervisor may be taking at that moment
@@ -34,10 +42,19 @@ class Fd(IntEnum):
     CONSOLE = 6
     #: FIFO with a word for the supervisor whenever something happened
     BELL = 7
-    #: FIFO of the VMM's events
+    #: FIFO of the VMM's events; without a VMM: what the driver wants to be kept
     EVENTS = 8
     #: FIFO of the Linux guest's control port
     CONTROL = 9
+
+
+#: The first descriptor behind them: drivers' own, which the VMM gets under the same number.
+FIRST_EXTRA: Final = len(Fd)
+#: Those that only some drivers have.
+OPTIONAL: Final = frozenset((Fd.EVENTS, Fd.CONTROL))
+#: In the shell's language: close what the VMM has no business with.
+_CLOSED: Final = " ".join(f"{fd:d}<&-" for fd in Fd if fd > Fd.STDERR)
+_RING: Final = f"echo >&{Fd.BELL:d}"
 
 
 #: Names of the files the stub writes in the record directory.
@@ -55,10 +72,10 @@ _STATUS_MAX: Final = 255
 AGAIN: Final = "again"
 
 _RUN: Final = (
-    'run() { "$@" </dev/null 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&- >vmm.log 2>&1 & '
+    f'run() {{ "$@" </dev/null {_CLOSED} >vmm.log 2>&1 & '
     # The shell would say "Killed" on the container's own stderr.
     # <> does not wait for a reader, should the VMM have put a FIFO there.
-    "echo $! >vmm.pid; echo >&7; wait $! 2>/dev/null; echo $? 1<>vmm.status; echo >&7; }; "
+    f"echo $! >vmm.pid; {_RING}; wait $! 2>/dev/null; echo $? 1<>vmm.status; {_RING}; }}; "
 )
 _ONE: Final = _RUN + 'run "$@"; '
 #: The arguments are the number of words of the first command, that command, and the second one. A function has
@@ -75,6 +92,24 @@ _WAIT_OR_AGAIN: Final = (
     f'while IFS= read -r c && [ "$c" = {AGAIN} ]; do '
     'if [ "$n" ]; then shift $n; n=; run "$@"; fi; done; exit "${c:-137}"'
 )
+
+
+@contextlib.contextmanager
+def arranged(held: Mapping[Fd, int], extra: Sequence[int] = ()) -> Iterator[list[int]]:
+    """Give the stub's descriptors in the order of their numbers, to be inherited.
+
+    :param held: our own numbers of them; what a driver may leave out is /dev/null then.
+    :param extra: those behind the table.
+    :raises ValueError: one that every stub needs is missing.
+    """
+    missing = [fd.name for fd in Fd if fd not in held and fd not in OPTIONAL]
+    if missing:
+        raise ValueError(f"no descriptor for {', '.join(missing)}")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield [*(held.get(fd, null) for fd in Fd), *extra]
+    finally:
+        os.close(null)
 
 
 def command(vmm: tuple[str, ...], network: str | None, again: tuple[str, ...] = ()) -> list[str]:

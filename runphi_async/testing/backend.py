@@ -32,6 +32,7 @@ from consoles.streams.fifo import LineChannel, open_fifo
 from runphi_async.errors import BackendError
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
+from runphi_async.lifeline.stub import Fd
 from runphi_async.partition.spec import PartitionPlan
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 PATIENCE: Final = 20.0
 #: Seconds between the end of the script and the word of its parent about it.
 STATUS_PATIENCE: Final = 2.0
-_FIFOS: Final = ("go", "ev.out", "ctl.out")
+_FIFOS: Final = ("go", "ev.out")
 
 #: The guest. FIFOs are opened for both directions, so that nobody's death is an end of file.
 SCRIPT: Final = r"""
@@ -105,6 +106,7 @@ class FakeDriver:
 
     def __init__(self, directory: str, plan: PartitionPlan | None = None, source_console: bool = False) -> None:
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
+        self.again: tuple[str, ...] = ()
         self._source_console = source_console
         self._plan = plan
         self._directory = directory
@@ -137,8 +139,13 @@ class FakeDriver:
             self._fds[name] = open_fifo(name, self._dir_fd)
 
     def inheritance(self) -> Inheritance:
-        """Return the event FIFO and a control FIFO that nobody uses."""
-        return Inheritance(self._fds["ev.out"], self._fds["ctl.out"], ())
+        """Return the event FIFO."""
+        return Inheritance({Fd.EVENTS: self._fds["ev.out"]})
+
+    @property
+    def network(self) -> str:
+        """Return nothing: a script has no network."""
+        return ""
 
     def console(self) -> FifoPair | None:
         """Return the FIFO pair as a source, if the container asked for that."""

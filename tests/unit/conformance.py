@@ -20,6 +20,7 @@ from backends.base import Evidence, Told, Verdict
 from consoles.streams.fifo import open_fifo
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
+from runphi_async.lifeline.stub import Fd
 from tests.unit.consolekit import until
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ class Life:
         await self.driver.prepare()
         kept = self.driver.inheritance()
         null = os.open("/dev/null", os.O_RDWR)
-        fds = [self.exit_fd, null, null, null, null, null, self.held, self.bell, kept.events, kept.control]
-        self._spawn(stub.command(self.driver.command, None, kept.again), [*fds, *kept.extra])
+        held = dict.fromkeys(Fd, null) | {Fd.EXIT: self.exit_fd, Fd.CONSOLE: self.held, Fd.BELL: self.bell}
+        with stub.arranged({**held, **kept.kept}, kept.extra) as fds:
+            self._spawn(stub.command(self.driver.command, None, self.driver.again), fds)
         os.close(null)
         await self.driver.watch(self.told())
         if self.driver.command:

@@ -7,10 +7,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
+from backends.qemu.driver import QMP_FD
+from backends.qemu.plan import FIRST_TAP_FD
 from runphi_async.lifeline import stub
 
 if TYPE_CHECKING:
@@ -33,7 +36,8 @@ class Life:
         self.null = os.open("/dev/null", os.O_RDWR)
         self.stdin, self.typed = os.pipe()
         fds = {stub.Fd.EXIT: self.exit, stub.Fd.STDIN: self.stdin, stub.Fd.BELL: self.bell}
-        high = [fcntl.fcntl(fds.get(fd, self.null), fcntl.F_DUPFD_CLOEXEC, 100) for fd in stub.Fd]
+        with stub.arranged(dict.fromkeys(stub.Fd, self.null) | fds) as arranged:
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in arranged]
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
         shell = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', str(directory), *argv]
         self.pid = os.posix_spawn("/bin/sh", shell, dict(os.environ), file_actions=actions)
@@ -121,3 +125,45 @@ async def test_the_vmm_has_none_of_the_stubs_descriptors(tmp_path: Path) -> None
         await asyncio.to_thread(life.rung)
         assert (tmp_path / "vmm.log").read_text() == ""
         assert await asyncio.to_thread(life.ended, b"0") == 0
+
+
+def test_the_numbers_are_those_of_guests_that_run() -> None:
+    """An init process that was made before an upgrade keeps its numbers: whoever changes one loses its console."""
+    assert {fd.name: int(fd) for fd in stub.Fd} == {
+        "EXIT": 0, "STDOUT": 1, "STDERR": 2, "STDIN": 3, "STDIO_CURSOR": 4, "LOG_CURSOR": 5,
+        "CONSOLE": 6, "BELL": 7, "EVENTS": 8, "CONTROL": 9,
+    }  # fmt: skip
+    assert QMP_FD == 10, "the guest's command line has it"
+
+
+def test_the_numbers_are_a_shells() -> None:
+    """They are handed over as a list, so there is no gap, and no shell can name a descriptor of two digits."""
+    assert list(stub.Fd) == list(range(10))
+    assert stub.FIRST_EXTRA == len(stub.Fd) == QMP_FD == FIRST_TAP_FD
+
+
+def test_the_shell_closes_and_rings_what_the_table_says() -> None:
+    text = stub.command(("vmm",), None)[2]
+    closed = {int(number) for number in re.findall(r"(\d)<&-", text)}
+    assert closed == {fd for fd in stub.Fd if fd not in (stub.Fd.EXIT, stub.Fd.STDOUT, stub.Fd.STDERR)}
+    assert set(re.findall(r">&(\d)", text)) == {str(int(stub.Fd.BELL)), "1"}  # 2>&1
+    assert int(stub.Fd.EXIT) == 0, "`read` of the shell takes its stdin"
+
+
+def test_every_descriptor_comes_to_its_place(tmp_path: Path) -> None:
+    held = {fd: os.open(tmp_path / fd.name, os.O_RDWR | os.O_CREAT) for fd in stub.Fd if fd not in stub.OPTIONAL}
+    extra = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("first", "second")]
+    with stub.arranged(held, extra) as arranged:
+        shown = [os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) for fd in arranged]
+    wanted = [fd.name if fd in held else "null" for fd in stub.Fd]
+    assert shown == [*wanted, "first", "second"]
+    for fd in (*held.values(), *extra):
+        os.close(fd)
+
+
+def test_a_stub_without_a_descriptor_that_it_needs_is_not_made() -> None:
+    needed = {fd: 0 for fd in stub.Fd if fd not in stub.OPTIONAL}
+    for fd in needed:
+        rest = {other: number for other, number in needed.items() if other is not fd}
+        with pytest.raises(ValueError, match=fd.name), stub.arranged(rest):
+            pass
