@@ -21,6 +21,7 @@ import msgspec
 
 from backends.base import Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
+from backends.guest.initchannel import InitChannel
 from backends.jailhouse import ending, firmware, linuxfiles, marks, shared, tty
 from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
@@ -96,6 +97,7 @@ class CellDriver:
         self._owner = owner_of(directory)
         self._ending = Ending()
         self._tasks = Tasks(self._broke)
+        self._init = InitChannel(self._ending, self._tell)
         #: what nobody could be told yet
         self._unsaid: list[str] = []
         self._unnoted: list[tuple[str, dict[str, object]]] = []
@@ -293,8 +295,7 @@ class CellDriver:
             self._say(said.error)
         with contextlib.suppress(OSError):  # the record is gone already
             write_atomically(os.path.join(self._directory, SAID), f"{said.line()}\n".encode())
-        if self._ending.told is not None:
-            self._ending.told.done(0)
+        self._init.hear(b"exit %d" % said.code)
 
     def _end(self, cause: Cause) -> None:
         if self._patience is not None:
@@ -397,10 +398,16 @@ class CellDriver:
 
     async def deliver(self, signal: int) -> bool:
         """Have init pass a signal on; False: there is no init of ours, or it cannot be told."""
-        if self._words is None or not self._cell.console.input:
-            return False
-        self._words.word(f"signal {signal}")
-        return True
+        return self._listens and await self._init.deliver(signal)
+
+    @property
+    def _listens(self) -> bool:
+        """Whether there is an init of ours, and it can be told something."""
+        return self._words is not None and self._cell.console.input
+
+    def _tell(self, line: str) -> None:
+        assert self._words is not None
+        self._words.tell(line)
 
     def unheard(self) -> float | None:
         """Return None: nobody can know."""
@@ -436,8 +443,8 @@ class CellDriver:
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell init how large the terminal is."""
-        if self._words is not None and self._cell.console.input:
-            self._words.word(f"winsize {rows} {cols}")
+        if self._listens:
+            self._init.resize(rows, cols)
 
     async def send_break(self) -> bool:
         """Return False: where the console is a serial line, its source sends the break."""
@@ -445,8 +452,8 @@ class CellDriver:
 
     def end_of_input(self, total: int) -> None:
         """Tell init, behind the last byte."""
-        if self._words is not None and self._cell.console.input:
-            self._words.end_of_input(total)
+        if self._listens:
+            self._init.end_of_input(total)
 
     # Section: its end
 

@@ -166,6 +166,14 @@ class Marked:
 
     # Section: what it is told
 
+    def tell(self, line: str) -> None:
+        """Tell init a line of its channel; the end of the input waits until so many bytes were typed."""
+        word, _, rest = line.partition(" ")
+        if word == "eof":
+            self.end_of_input(int(rest))
+        else:
+            self.word(line)
+
     def word(self, text: str) -> None:
         """Tell init something, behind what was typed so far."""
         self._words += f"\x1b_runphi:{self._mark}:{text}\x1b\\".encode()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from backends.base import Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
 from backends.guest import handed
+from backends.guest.initchannel import InitChannel
 from backends.qemu import again, comm, exitcode, making, runstate, virtiofs, words
 from backends.qemu.boot import HANDED
 from backends.qemu.dev import EXIT_FILE
@@ -32,8 +33,8 @@ from runphi_async import regular
 from runphi_async.aio.owned import Tasks
 from runphi_async.config.schema import Qemu
 from runphi_async.errors import BackendError
-from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
+from runphi_async.lifeline.child import STATUS_PATIENCE, StubChild
 from runphi_async.oci.signals import Meaning, meaning
 from runphi_async.partition import channels
 from runphi_async.partition.spec import GuestKind
@@ -46,13 +47,12 @@ if TYPE_CHECKING:
     from backends.qemu.machine import QemuPlan
     from backends.qemu.memory import Memory
     from consoles.sources.base import Source
+    from runphi_async.host.processes import Process
 
 log = logging.getLogger(__name__)
 
 #: Descriptor number of the QMP listening socket in QEMU: the first of ours.
 QMP_FD: Final = stub.FIRST_EXTRA
-#: QEMU has ended but its parent has not written the status down: after this many seconds the parent must be dead.
-STATUS_PATIENCE: Final = 2.0
 #: The parent was told to start QEMU once more: after this many seconds it must be dead, or the machine is.
 AGAIN_PATIENCE: Final = 10.0
 
@@ -86,9 +86,9 @@ class QemuDriver:
         self._listener: socket.socket | None = None
         self.wires = Wires(self._dir_fd, lambda event: self.watching.heard(event), self._on_word)
         self.remains = Remains(directory)
-        self._vmm: Process | None = None
+        self._child = StubChild(directory, self._first_or_last, self.over)
         self._ending = Ending()
-        self._late: asyncio.TimerHandle | None = None
+        self._init = InitChannel(self._ending, self._tell)
         #: the second VMM is up to the stub, or runs
         self.second = False
         self.watching: RunWatch = RunWatch(
@@ -100,8 +100,6 @@ class QemuDriver:
         )
         self._changed = asyncio.Event()
         self._asked = ("", 0.0)
-        self.destroyed = False
-        self._replaying = False
 
     # Section: making it
 
@@ -173,23 +171,23 @@ class QemuDriver:
             self.remains.forget_clock()
             self._forget_handed()  # there is no second try from here on
             self.watching.look()
-        elif self.told is not None and word == "exit":
-            self.told.done(self.heard.written)
-        elif self.told is not None and word == "error" and not self._replaying:
-            self.told.say(self.heard.error or "")
+        else:
+            self._init.act(word, self.heard)
 
     def rang(self) -> None:
         """The stub says that QEMU's pid or status is written down."""
         self._changed.set()
-        if self.vmm_ended:
-            self._first_or_last()
-        elif self.destroyed:
-            self.destroy()
+        self._child.rang()
 
     @property
     def vmm_ended(self) -> bool:
         """Whether QEMU has ended and its status is known."""
-        return stub.read_status(self.directory) is not None
+        return self._child.ended
+
+    @property
+    def destroyed(self) -> bool:
+        """Whether the guest is to end."""
+        return self._child.killed
 
     @property
     def is_over(self) -> bool:
@@ -199,40 +197,24 @@ class QemuDriver:
     @property
     def is_monitored(self) -> bool:
         """Whether there is a QEMU that could answer."""
-        return self._vmm is not None or stub.read_pid(self.directory) is not None
+        return self._child.begun
 
     def _first_or_last(self) -> None:
         """QEMU has ended: the guest with it, unless it may be started once more."""
+        self._changed.set()
         self.wires.poll()
         if self.memory.again and not self.second and not self.destroyed and self.told is not None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
             self.watching.look()
         else:
             self.over()
 
     def hold_vmm(self) -> Process | None:
-        if self._vmm is None:
-            pid = stub.read_pid(self.directory)
-            if pid is not None:
-                try:
-                    self._vmm = Process(pid)
-                except ProcessLookupError:
-                    return None
-                self._vmm.watch(self._vmm_gone)
-        return self._vmm
-
-    def _vmm_gone(self) -> None:
-        self.rang()
-        if self.told is not None and not self.vmm_ended and self._late is None:
-            self._late = asyncio.get_running_loop().call_later(STATUS_PATIENCE, self.over)
+        """Return QEMU's process, None where it is gone or not there yet."""
+        return self._child.hold()
 
     def over(self) -> None:
         """The guest has ended."""
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._child.over()
         self._ending.once()
         self._changed.set()
         self.watching.look()
@@ -240,7 +222,7 @@ class QemuDriver:
     async def adopt(self, told: Told) -> bool | None:
         """Open everything again; ask QEMU whether the guest had been started."""
         self.wires.open()
-        self._replaying = True  # what the record holds was acted on by our predecessor
+        self._init.replaying = True  # what the record holds was acted on by our predecessor
         self._ending.attend(told)
         decided = again.load(self.directory)
         self.second = again.is_handed_over(self.directory)
@@ -250,7 +232,7 @@ class QemuDriver:
         else:
             self.wires.listen()
         self.wires.poll()
-        self._replaying = False
+        self._init.replaying = False
         self.watching.recall(self.remains.clock(), self.heard.started)
         if self.second and decided is not None:
             told.again(decided.reason)
@@ -343,7 +325,7 @@ class QemuDriver:
         if not self.heard.reached and meaning(signal) is Meaning.STOP:
             return False  # there is no process yet that could want to end in its own way
         self._asked = (str(time.monotonic_ns()), self.watching.clock.at(time.monotonic()))
-        self._tell(f"signal {signal}")
+        await self._init.deliver(signal)
         if self.heard.answers:
             self._tell(f"echo {self._asked[0]}")
         return True
@@ -364,18 +346,10 @@ class QemuDriver:
 
     def destroy(self) -> None:
         """Kill QEMU; one that the stub is just about to start is killed when the bell rings."""
-        self.destroyed = True
         if not self.second:
             again.forget(self.directory)
-        elif not self.is_monitored:  # up to the stub: it must not start what nobody would end
-            self._end_vmm(AGAIN_PATIENCE)
-            return
-        self._end_vmm(STATUS_PATIENCE)
-
-    def _end_vmm(self, patience: float) -> None:
-        vmm = self.hold_vmm()
-        if (vmm is None or not vmm.send(9)) and self._late is None and self.told is not None:
-            self._late = asyncio.get_running_loop().call_later(patience, self.over)
+        up_to_the_stub = self.second and not self.is_monitored  # which must not start what nobody would end
+        self._child.kill(AGAIN_PATIENCE if up_to_the_stub else STATUS_PATIENCE)
 
     def fail(self, reason: str) -> None:
         """Destroy a guest that will never run (again), and remember why."""
@@ -385,7 +359,7 @@ class QemuDriver:
     def resize(self, rows: int, cols: int) -> None:
         """Tell a Linux guest's init."""
         if self.memory.kind is GuestKind.LINUX:
-            self._tell(f"winsize {rows} {cols}")
+            self._init.resize(rows, cols)
 
     async def send_break(self) -> bool:
         """Let the guest's UART see a break. A Linux guest's console is a virtio port, which has no such thing."""
@@ -397,7 +371,7 @@ class QemuDriver:
     def end_of_input(self, total: int) -> None:
         """Tell a Linux guest's init; the number keeps the word from overtaking the bytes."""
         if self.memory.kind is GuestKind.LINUX:
-            self._tell(f"eof {total}")
+            self._init.end_of_input(total)
 
     def _tell(self, line: str) -> None:
         self.wires.tell(line, keep=self.memory.again and not self.second)
@@ -406,9 +380,7 @@ class QemuDriver:
 
     def renew(self) -> None:
         """A second VMM takes the place of the first: let go of that."""
-        if self._vmm is not None:
-            self._vmm.close()
-            self._vmm = None
+        self._child.renew()
         self.watching.restart(again.ACCEL)
         self.second = True
 
@@ -471,15 +443,12 @@ class QemuDriver:
         self._ending.forget()
         await self.watching.close()
         shmfiles.unlink(self.directory)
-        if self._late is not None:
-            self._late.cancel()
         await self.monitor.close()
         await self._tasks.close()
         self.wires.close()
         if self._listener is not None:
             self._listener.close()
-        if self._vmm is not None:
-            self._vmm.close()
+        self._child.close()
         if self.share is not None:
             await asyncio.to_thread(self.share.stop)
         if self.nics is not None:

@@ -65,10 +65,14 @@ class Driven(Vmm, Protocol):
 
     directory: str
     memory: Memory
-    destroyed: bool
     wires: Wires
     share: Server | None
     nics: Taps | None
+
+    @property
+    def destroyed(self) -> bool:
+        """Whether the guest is to end."""
+        ...
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """Weigh what is known."""

@@ -20,6 +20,7 @@ import msgspec
 from backends.base import Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
 from backends.guest import handed, initrd, rootfs
+from backends.guest.initchannel import InitChannel
 from backends.xen import plan as planning
 from backends.xen.boot import GUEST_INITRD, IMAGE, RAMDISK
 from backends.xen.console import Bridge
@@ -30,7 +31,7 @@ from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
 from consoles.sharedmem import shmfiles, vchan
 from consoles.streams.fifo import open_fifo
-from runphi_async import digits, regular
+from runphi_async import regular
 from runphi_async.aio.owned import Tasks
 from runphi_async.errors import BackendError
 from runphi_async.host.files import write_atomically
@@ -115,11 +116,9 @@ class XenDriver:
         self._asking: asyncio.Task[None] | None = None
         self._lines: asyncio.Queue[str] = asyncio.Queue()
         self._kill = asyncio.Event()
-        self._heard = End()
-        self._written = 0
         self._ending = Ending()
+        self._init = InitChannel(self._ending, self._lines.put_nowait)
         self._owned = False
-        self._replaying = False
         self._kept = -1
 
     # Section: making it
@@ -221,7 +220,7 @@ class XenDriver:
         self._ending.attend(told)
         assert self._store is not None
         if self._memory.kind is GuestKind.LINUX:
-            self._words = Words(self._store, self._home, self._on_line)
+            self._words = Words(self._store, self._home, self._init.hear)
             await self._words.prepare()
             self._tasks.start(self._tell_on(self._words), "telling of the guest's init")
         self._bridge = await self._open_console(self._store)
@@ -368,22 +367,8 @@ class XenDriver:
         return self._with_words(msgspec.structs.replace(end, said=said))
 
     def _with_words(self, end: End) -> End:
-        heard = self._heard  # what the init said was taken down as it came
-        return msgspec.structs.replace(end, control_exit=heard.control_exit, control_error=heard.control_error)
-
-    def _on_line(self, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        number = digits.whole(rest)
-        if word == "written" and number is not None:
-            self._written = number
-        elif word == "exit" and number is not None and self._heard.control_exit is None:
-            self._heard = msgspec.structs.replace(self._heard, control_exit=number & 0xFF)
-            if self._ending.told is not None:
-                self._ending.told.done(self._written)
-        elif word == "error" and self._heard.control_error is None:
-            self._heard = msgspec.structs.replace(self._heard, control_error=rest[:400])
-            if self._ending.told is not None and not self._replaying:
-                self._ending.told.say(rest[:400])
+        said = self._init.said  # taken down as it came
+        return msgspec.structs.replace(end, control_exit=said.exit, control_error=said.error)
 
     def rang(self) -> None:
         """The stub has no child that could have ended."""
@@ -402,11 +387,11 @@ class XenDriver:
             await asyncio.to_thread(self._vifs.take_up, told.init or None)
         if domain.ran:
             self._state.started = True
-        self._replaying = True  # what the init said so far was acted on by our predecessor
+        self._init.replaying = True  # what the init said so far was acted on by our predecessor
         await self._attend(told)
         if self._words is not None:
             await self._words.hear()
-        self._replaying = False
+        self._init.replaying = False
         return None if domain.shutdown else self._state.started
 
     # Section: driving it
@@ -415,8 +400,9 @@ class XenDriver:
         """Connect the guest to the container's interfaces and let it run."""
         if self._vifs is not None:
             lines = await asyncio.to_thread(self._vifs.connect)
-            for line in (*lines, "net-done"):
-                self._tell(line)
+            if self._words is not None:
+                for line in (*lines, "net-done"):
+                    self._lines.put_nowait(line)
         self._state.started = True  # before it can end
         await self._tools.hypervisor.unpause(self._state.domid, self._state.uuid)
         self._save()
@@ -431,7 +417,7 @@ class XenDriver:
 
     async def deliver(self, signal: int) -> bool:
         """Linux guests: our init passes it to the container's process."""
-        return self._tell(f"signal {signal}")
+        return self._words is not None and await self._init.deliver(signal)
 
     def unheard(self) -> float | None:
         """Return None: nobody can know."""
@@ -460,7 +446,8 @@ class XenDriver:
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell a Linux guest's init."""
-        self._tell(f"winsize {rows} {cols}")
+        if self._words is not None:
+            self._init.resize(rows, cols)
 
     async def send_break(self) -> bool:
         """Return False: a PV console has no breaks."""
@@ -468,13 +455,8 @@ class XenDriver:
 
     def end_of_input(self, total: int) -> None:
         """Tell a Linux guest's init; the number keeps the word from overtaking the bytes."""
-        self._tell(f"eof {total}")
-
-    def _tell(self, line: str) -> bool:
-        if self._words is None:
-            return False
-        self._lines.put_nowait(line)
-        return True
+        if self._words is not None:
+            self._init.end_of_input(total)
 
     async def _tell_on(self, words: Words) -> None:
         while True:

@@ -35,7 +35,7 @@ class Words:
     :param home: the domain's path, ``/local/domain/N``.
     """
 
-    def __init__(self, store: XenStore, home: str, on_line: Callable[[str], None]) -> None:
+    def __init__(self, store: XenStore, home: str, on_line: Callable[[bytes], None]) -> None:
         self._store = store
         self._home = home
         self._on_line = on_line
@@ -63,7 +63,7 @@ class Words:
             line = await self._store.find(f"{self._home}/{TO_HOST}/{name}")
             self._heard = number
             if line is not None:
-                self._on_line(line.decode("utf-8", "replace").rstrip("\n\0"))
+                self._on_line(line.rstrip(b"\n\0"))
 
     async def _names(self, below: str) -> list[tuple[int, str]]:
         """Return the nodes that are numbers, in their order; the guest may have made others."""

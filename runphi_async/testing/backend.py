@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from backends.base import Capabilities, Evidence, Finding, Inheritance, Level, Told, Verdict
+from backends.ending import Ending
 from consoles.sources.link import Link, Returning
 from consoles.streams.fifo import LineChannel, open_fifo
 from runphi_async.errors import BackendError
-from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
+from runphi_async.lifeline.child import StubChild
 from runphi_async.lifeline.stub import Fd
 from runphi_async.partition.spec import PartitionPlan
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 #: Seconds the script may take to say that it has started.
 PATIENCE: Final = 20.0
-#: Seconds between the end of the script and the word of its parent about it.
-STATUS_PATIENCE: Final = 2.0
 _FIFOS: Final = ("go", "ev.out")
 
 #: The guest. FIFOs are opened for both directions, so that nobody's death is an end of file.
@@ -115,10 +114,8 @@ class FakeDriver:
         self._events: list[str] = []
         self._started = asyncio.Event()
         self._channel: LineChannel | None = None
-        self._vmm: Process | None = None
-        self._told: Told | None = None
-        self._late: asyncio.TimerHandle | None = None
-        self._destroyed = False
+        self._child = StubChild(directory, self._ended, self._ended)
+        self._ending = Ending()
         #: sizes told with ``resize`` and totals told with ``end_of_input``, for tests
         self.sizes: list[tuple[int, int]] = []
         self.inputs: list[int] = []
@@ -157,52 +154,28 @@ class FakeDriver:
 
     async def watch(self, told: Told) -> None:
         """Listen to the script's events."""
-        self._told = told
+        self._ending.attend(told)
         record = os.open("ev.log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
         self._channel = LineChannel(os.dup(self._fds["ev.out"]), record, self._on_event)
 
     def _on_event(self, line: bytes) -> None:
         self._events.append(line.decode())
+        told = self._ending.told
         if line == b"started":
             self._started.set()
-        elif line == b"frozen" and self._told is not None:
-            self._told.paused("the guest itself")
-        elif line == b"thawed" and self._told is not None:
-            self._told.resumed("somebody")
+        elif line == b"frozen" and told is not None:
+            told.paused("the guest itself")
+        elif line == b"thawed" and told is not None:
+            told.resumed("somebody")
 
     def rang(self) -> None:
         """The stub has written a pid or a status down."""
-        if stub.read_status(self._directory) is not None:
-            self._ended()
-        elif self._destroyed:
-            self.destroy()
-        else:
-            self._hold()
-
-    def _hold(self) -> Process | None:
-        pid = stub.read_pid(self._directory) if self._vmm is None else None
-        if pid is not None:
-            try:
-                self._vmm = Process(pid)
-            except ProcessLookupError:
-                return None
-            self._vmm.watch(self._gone)
-        return self._vmm
-
-    def _gone(self) -> None:
-        if stub.read_status(self._directory) is not None:
-            self._ended()
-        elif self._told is not None and self._late is None:
-            self._late = asyncio.get_running_loop().call_later(STATUS_PATIENCE, self._ended)
+        self._child.rang()
 
     def _ended(self) -> None:
-        told, self._told = self._told, None
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._child.over()
+        self._ending.once()
         self._started.set()  # whoever waits for it learns that it never will
-        if told is not None:
-            told.ended()
 
     async def adopt(self, told: Told) -> bool | None:
         """Open everything again."""
@@ -210,7 +183,7 @@ class FakeDriver:
         await self.watch(told)
         assert self._channel is not None
         self._channel.poll()
-        if stub.read_status(self._directory) is not None or self._hold() is None:
+        if self._child.ended or self._child.hold() is None:
             asyncio.get_running_loop().call_soon(self._ended)
             return None
         return "started" in self._events
@@ -225,10 +198,10 @@ class FakeDriver:
             raise BackendError("cannot start the fake guest: it does not answer") from None
         if "started" not in self._events:
             raise BackendError("cannot start the fake guest: it has ended")
-        self._hold()
+        self._child.hold()
 
     def _send(self, number: int, what: str) -> None:
-        vmm = self._hold()
+        vmm = self._child.hold()
         if vmm is None or not vmm.send(number):
             raise BackendError(f"cannot {what} the fake guest: it has ended")
 
@@ -255,10 +228,7 @@ class FakeDriver:
 
     def destroy(self) -> None:
         """Kill the script; one that the stub is just about to start is killed when the bell rings."""
-        self._destroyed = True
-        vmm = self._hold()
-        if (vmm is None or not vmm.send(signal.SIGKILL)) and self._told is not None and self._late is None:
-            self._late = asyncio.get_running_loop().call_later(STATUS_PATIENCE, self._ended)
+        self._child.kill()
 
     def resize(self, rows: int, cols: int) -> None:
         """Remember the size."""
@@ -295,17 +265,13 @@ class FakeDriver:
 
     async def release(self) -> None:
         """Close everything."""
-        self._told = None
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._ending.forget()
+        self._child.close()
         if self._channel is not None:
             self._channel.close()
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
-        if self._vmm is not None:
-            self._vmm.close()
         if self._dir_fd >= 0:
             os.close(self._dir_fd)
             self._dir_fd = -1
