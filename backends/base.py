@@ -140,6 +140,81 @@ class Told(NamedTuple):
     init: int = 0
 
 
+class Signals(Protocol):
+    """A guest with somebody in it who can be given a signal."""
+
+    async def deliver(self, signal: int) -> bool:
+        """Pass a signal on; False: there is no process yet, or none any more, that could want it."""
+        ...
+
+    def unheard(self) -> float | None:
+        """Return for how many seconds of its running the guest has left a delivered signal where it was put.
+
+        None: it has taken all, or nobody can know.
+        """
+        ...
+
+
+class Stops(Protocol):
+    """A guest with an ear for a polite request."""
+
+    async def stop(self) -> bool:
+        """Ask it to end by itself; False: just now it has no ear."""
+        ...
+
+
+class Resizes(Protocol):
+    """A guest that can be told how large its terminal is."""
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell it.
+
+        :raises BackendError: it does not listen.
+        """
+        ...
+
+
+class TakesEof(Protocol):
+    """A guest that can be told that nothing more will be typed."""
+
+    def end_of_input(self, total: int) -> None:
+        """Tell it, behind ``total`` bytes of input.
+
+        :raises BackendError: it does not listen.
+        """
+        ...
+
+
+class Breaks(Protocol):
+    """A guest whose console can have a break, and is the FIFO pair: sources break for themselves."""
+
+    async def send_break(self) -> None:
+        """Send one.
+
+        :raises BackendError: it cannot be sent.
+        """
+        ...
+
+
+class HearsBell(Protocol):
+    """A driver whose machine is the init process's child."""
+
+    def rang(self) -> None:
+        """The init process rang its bell: something was written down."""
+        ...
+
+
+class Abilities(NamedTuple):
+    """What one guest can do beyond living and ending, and who does it; None: it cannot."""
+
+    signals: Signals | None = None
+    stops: Stops | None = None
+    resizes: Resizes | None = None
+    takes_eof: TakesEof | None = None
+    breaks: Breaks | None = None
+    hears_bell: HearsBell | None = None
+
+
 class Driver(Protocol):
     """One guest, from before its creation to after its end. Methods are called by one task at a time."""
 
@@ -154,6 +229,11 @@ class Driver(Protocol):
 
         "": as config.json says.
         """
+        ...
+
+    @property
+    def abilities(self) -> Abilities:
+        """What this guest can be asked, known behind ``prepare`` and ``console``, or before ``adopt``."""
         ...
 
     async def prepare(self) -> None:
@@ -199,39 +279,8 @@ class Driver(Protocol):
         """Let a suspended guest go on."""
         ...
 
-    async def deliver(self, signal: int) -> bool:
-        """Pass a signal to the guest in whatever way it understands; False: it has none, nothing was done."""
-        ...
-
-    def unheard(self) -> float | None:
-        """Return for how many seconds of its running the guest has left a delivered signal where it was put.
-
-        None: it has taken all, or nobody can know.
-        """
-        ...
-
-    def rang(self) -> None:
-        """The stub rang its bell: something was written down."""
-        ...
-
-    async def stop(self) -> bool:
-        """Ask the guest to end by itself; False: it has no ear for that."""
-        ...
-
     def destroy(self) -> None:
-        """End the guest at once. ``on_end`` follows."""
-        ...
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell the guest how large its terminal is, if it can be told."""
-        ...
-
-    async def send_break(self) -> bool:
-        """Send a serial break; False: this guest's console has none."""
-        ...
-
-    def end_of_input(self, total: int) -> None:
-        """The engine's stdin has ended after ``total`` bytes."""
+        """End the guest at once, wherever it stands; ``Told.ended`` follows, once."""
         ...
 
     def settle(self, evidence: Evidence) -> Verdict:
@@ -239,16 +288,14 @@ class Driver(Protocol):
         ...
 
     async def release(self) -> None:
-        """Let go of everything outside the record directory. Always ends.
-
-        Called for a driver that neither watched nor adopted its guest, it also removes what was made of the guest.
-        """
+        """Let go of everything outside the record directory; a guest that has not ended goes on. Always ends."""
         ...
 
     async def bury(self) -> None:
-        """End what there is of a guest whose init stub is gone, or that was never finished, and release.
+        """End what there is of a guest, however far it had come, and release. Always ends.
 
-        Called instead of ``adopt``, after the container's cgroup was emptied. Always ends.
+        Called for one that could not be made, or that nobody will adopt, after the container's cgroup was emptied; and
+        for one that has ended under an earlier supervisor, which may not have come to release it.
         """
         ...
 

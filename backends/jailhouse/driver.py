@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
-from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.base import Abilities, Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
 from backends.guest.initchannel import InitChannel
 from backends.jailhouse import ending, firmware, linuxfiles, marks, shared, tty
@@ -106,6 +106,7 @@ class CellDriver:
         self._heard_lines = 0
         self._watched = False
         self._over = False
+        self._cleaned = False
         self._cause: Cause | None = None
         self._failed: tuple[int, ...] = ()
         self._phase = Phase.NONE if plan is not None else self._read_phase()
@@ -115,6 +116,16 @@ class CellDriver:
         self._words: Marked | None = None
         self._patience: asyncio.TimerHandle | None = None
         machine.cells[self._owner] = memory.cell
+
+    @property
+    def abilities(self) -> Abilities:
+        """A Linux guest has our init, which hears us on its console if that has an input.
+
+        The hypervisor's polite request comes with every stop, and a source sends breaks itself.
+        """
+        if self._words is None or not self._cell.console.input:
+            return Abilities()
+        return Abilities(signals=self._init, resizes=self._init, takes_eof=self._init)
 
     # Section: what survives us
 
@@ -318,9 +329,6 @@ class CellDriver:
         self._ending.broke(task, exc)
         self._end(Cause.BROKEN)
 
-    def rang(self) -> None:
-        """The stub has nothing to say: it has no child."""
-
     async def adopt(self, told: Told) -> bool | None:
         """Go on where an earlier supervisor stood; sysfs decides what it did not live to write down."""
         self._attend(told)
@@ -396,26 +404,9 @@ class CellDriver:
         else:
             await self._tool.shutdown(self._cell.name)
 
-    async def deliver(self, signal: int) -> bool:
-        """Have init pass a signal on; False: there is no init of ours, or it cannot be told."""
-        return self._listens and await self._init.deliver(signal)
-
-    @property
-    def _listens(self) -> bool:
-        """Whether there is an init of ours, and it can be told something."""
-        return self._words is not None and self._cell.console.input
-
     def _tell(self, line: str) -> None:
         assert self._words is not None
         self._words.tell(line)
-
-    def unheard(self) -> float | None:
-        """Return None: nobody can know."""
-        return None
-
-    async def stop(self) -> bool:
-        """Return False: the hypervisor's request comes with every stop, and a guest that refuses is asked again."""
-        return False
 
     def destroy(self) -> None:
         """Stop the cell's CPUs, again and again if its guest refuses; ``release`` destroys it then."""
@@ -441,20 +432,6 @@ class CellDriver:
             else:
                 self._end(Cause.KILLED)
 
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell init how large the terminal is."""
-        if self._listens:
-            self._init.resize(rows, cols)
-
-    async def send_break(self) -> bool:
-        """Return False: where the console is a serial line, its source sends the break."""
-        return False
-
-    def end_of_input(self, total: int) -> None:
-        """Tell init, behind the last byte."""
-        if self._listens:
-            self._init.end_of_input(total)
-
     # Section: its end
 
     def settle(self, evidence: Evidence) -> Verdict:
@@ -464,7 +441,7 @@ class CellDriver:
         return self._ending.verdict() or ending.verdict(self._cause, self._failed, evidence)
 
     async def release(self) -> None:
-        """Destroy a cell that has ended, or that nobody will ever watch, and give back what it had."""
+        """Stop watching; destroy a cell that has ended, and give back what it had."""
         self._ending.forget()
         self._machine.watcher.unwatch(self._owner)
         if self._patience is not None:
@@ -473,12 +450,13 @@ class CellDriver:
         self._presence.close()
         await self._tasks.close()
         self._stopping = None
-        if self._over or not self._watched:
+        if self._over:
             with anyio.CancelScope(shield=True):
                 await self._clean()
 
     async def bury(self) -> None:
-        """Destroy a cell that nobody will adopt."""
+        """Destroy the cell, however far it had come, and give back what it had."""
+        self._over = True
         await self.release()
 
     async def _is_gone(self) -> bool:
@@ -495,6 +473,8 @@ class CellDriver:
             self._note("cpus-back", cpus=ranges.listed(self._cell.cpus), offline=ranges.listed(offline))
 
     async def _clean(self) -> None:
+        if self._cleaned:
+            return
         if self._cell.rpus:
             await anyio.to_thread.run_sync(firmware.unlink, self._directory, self._machine.settings.firmware)
         if self._phase is not Phase.NONE:
@@ -507,7 +487,7 @@ class CellDriver:
                     self._machine.cells.pop(self._owner, None)
                     return
             await self._look_for_cpus()
-        self._watched = True  # once is enough
+        self._cleaned = True
         with contextlib.suppress(OSError):  # the record is gone already
             self._go(Phase.NONE)  # the next cell of this name is somebody else's
         try:

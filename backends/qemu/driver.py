@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.base import Abilities, Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
 from backends.guest import handed
 from backends.guest.initchannel import InitChannel
@@ -100,6 +100,16 @@ class QemuDriver:
         )
         self._changed = asyncio.Event()
         self._asked = ("", 0.0)
+
+    @property
+    def abilities(self) -> Abilities:
+        """A Linux guest has our init, a kernel of the container's a power button; a virtio port has no breaks."""
+        match self.memory.kind:
+            case GuestKind.LINUX:
+                return Abilities(signals=self, resizes=self._init, takes_eof=self._init, hears_bell=self)
+            case GuestKind.KERNEL:
+                return Abilities(stops=self, breaks=self, hears_bell=self)
+        return Abilities(breaks=self, hears_bell=self)
 
     # Section: making it
 
@@ -319,9 +329,7 @@ class QemuDriver:
             await self._command("cont", Standing.RUNNING)
 
     async def deliver(self, signal: int) -> bool:
-        """Linux guests: our init passes it to the container's process, and is asked whether it has."""
-        if self.memory.kind is not GuestKind.LINUX:
-            return False
+        """Have our init pass it to the container's process, and ask whether it has."""
         if not self.heard.reached and meaning(signal) is Meaning.STOP:
             return False  # there is no process yet that could want to end in its own way
         self._asked = (str(time.monotonic_ns()), self.watching.clock.at(time.monotonic()))
@@ -338,9 +346,7 @@ class QemuDriver:
         return self.watching.clock.at(time.monotonic()) - since
 
     async def stop(self) -> bool:
-        """Press the power button, where there is one."""
-        if self.memory.kind is not GuestKind.KERNEL:
-            return False
+        """Press the power button."""
         await self.monitor.execute("system_powerdown", patience=LOOK_PATIENCE)
         return True
 
@@ -356,22 +362,9 @@ class QemuDriver:
         self.remains.fail(reason)
         self.destroy()
 
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell a Linux guest's init."""
-        if self.memory.kind is GuestKind.LINUX:
-            self._init.resize(rows, cols)
-
-    async def send_break(self) -> bool:
-        """Let the guest's UART see a break. A Linux guest's console is a virtio port, which has no such thing."""
-        if self.memory.kind is GuestKind.LINUX:
-            return False
+    async def send_break(self) -> None:
+        """Let the guest's UART see a break."""
         await self.monitor.execute("chardev-send-break", id=comm.CONSOLE)
-        return True
-
-    def end_of_input(self, total: int) -> None:
-        """Tell a Linux guest's init; the number keeps the word from overtaking the bytes."""
-        if self.memory.kind is GuestKind.LINUX:
-            self._init.end_of_input(total)
 
     def _tell(self, line: str) -> None:
         self.wires.tell(line, keep=self.memory.again and not self.second)

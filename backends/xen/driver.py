@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from backends.base import Evidence, Inheritance, Told, Verdict
+from backends.base import Abilities, Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
 from backends.guest import handed, initrd, rootfs
 from backends.guest.initchannel import InitChannel
@@ -118,15 +118,20 @@ class XenDriver:
         self._kill = asyncio.Event()
         self._ending = Ending()
         self._init = InitChannel(self._ending, self._lines.put_nowait)
-        self._owned = False
         self._kept = -1
+
+    @property
+    def abilities(self) -> Abilities:
+        """A Linux guest has our init, and any may listen in XenStore; a PV console has no breaks."""
+        if self._memory.kind is GuestKind.LINUX:
+            return Abilities(signals=self._init, stops=self, resizes=self._init, takes_eof=self._init)
+        return Abilities(stops=self)
 
     # Section: making it
 
     async def prepare(self) -> None:
-        """Make the domain, paused; nothing of it is left when that fails or is cancelled."""
+        """Make the domain, paused; when that fails or is cancelled, `bury` leaves nothing of it."""
         assert self._plan is not None
-        self._owned = True  # until `watch`: a failure before it has nobody else to clean up
         hypervisor = self._tools.hypervisor
         self._store = await self._tools.connect()
         self._state.uuid = str(uuid.uuid4())
@@ -224,7 +229,6 @@ class XenDriver:
             await self._words.prepare()
             self._tasks.start(self._tell_on(self._words), "telling of the guest's init")
         self._bridge = await self._open_console(self._store)
-        self._owned = False
         self._live()
 
     async def _open_console(self, store: XenStore) -> Bridge:
@@ -370,9 +374,6 @@ class XenDriver:
         said = self._init.said  # taken down as it came
         return msgspec.structs.replace(end, control_exit=said.exit, control_error=said.error)
 
-    def rang(self) -> None:
-        """The stub has no child that could have ended."""
-
     async def adopt(self, told: Told) -> bool | None:
         """Find the domain again and go on where the last supervisor was."""
         self._ending.attend(told)  # first: whatever fails from here on, `destroy` has somebody to tell
@@ -415,14 +416,6 @@ class XenDriver:
         """Let the domain go on."""
         await self._tools.hypervisor.unpause(self._state.domid, self._state.uuid)
 
-    async def deliver(self, signal: int) -> bool:
-        """Linux guests: our init passes it to the container's process."""
-        return self._words is not None and await self._init.deliver(signal)
-
-    def unheard(self) -> float | None:
-        """Return None: nobody can know."""
-        return None
-
     async def stop(self) -> bool:
         """Ask the guest to power off, if it has said that it can be asked."""
         if self._store is None or await self._store.find(f"{self._home}/control/feature-poweroff") != b"1":
@@ -444,20 +437,6 @@ class XenDriver:
         if self._ending.told is not None:
             self._live()
 
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell a Linux guest's init."""
-        if self._words is not None:
-            self._init.resize(rows, cols)
-
-    async def send_break(self) -> bool:
-        """Return False: a PV console has no breaks."""
-        return False
-
-    def end_of_input(self, total: int) -> None:
-        """Tell a Linux guest's init; the number keeps the word from overtaking the bytes."""
-        if self._words is not None:
-            self._init.end_of_input(total)
-
     async def _tell_on(self, words: Words) -> None:
         while True:
             line = await self._lines.get()
@@ -473,16 +452,13 @@ class XenDriver:
         return verdict(self._state.end or End(failure=self._ending.failure or None), evidence)
 
     async def release(self) -> None:
-        """Let go of xenstored and the console; a domain whose making failed goes with it."""
+        """Let go of xenstored and the console."""
         self._ending.forget()
         await self._tasks.close()
         if self._bridge is not None:
             self._bridge.close()
             self._bridge = None
         self._close_kept()
-        if self._owned:
-            self._owned = False
-            await self._clean_up()
         if self._vifs is not None:
             await asyncio.to_thread(self._remove, self._vifs)
         if self._store is not None:
@@ -495,7 +471,8 @@ class XenDriver:
         vifs.remove()
 
     async def bury(self) -> None:
-        """End what there is of a guest that nobody will adopt."""
+        """Destroy the domain, and forget the files of its making."""
+        await self._tasks.close()
         await self._clean_up()
         await self.release()
 

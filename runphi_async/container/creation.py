@@ -169,7 +169,7 @@ class Creation:
         guest.record.plan = backend.remember(plan)
         driver = backend.driver(plan, guest.directory)
         guest.driver = driver
-        self._undo.push_async_callback(driver.release)
+        self._undo.push_async_callback(driver.bury)
         await self._write_record(guest, plan, spec)
         await driver.prepare()
         lifeline = self._open_console(guest, driver)

@@ -195,8 +195,9 @@ class Guest:
             os.read(self._bell, 4096)
         except BlockingIOError:
             return
-        if self.driver is not None:
-            self.driver.rang()
+        bell = self.driver.abilities.hears_bell if self.driver is not None else None
+        if bell is not None:
+            bell.rang()
 
     def _abandoned(self) -> None:
         if self._ended.is_set():
@@ -249,14 +250,15 @@ class Guest:
         """Tell the guest the size of its terminal if it is news."""
         if self.console is None or self.driver is None or self.settled.is_set():
             return
+        guest = self.driver.abilities.resizes
         try:
             size = terminal.get_size(self.console.tty)
         except (OSError, ValueError):
             return  # hung up, or let go of already: there is no terminal to have a size
-        if size != self._size and size.rows and size.cols:
+        if size != self._size and size.rows and size.cols and guest is not None:
             self._size = size
             try:
-                self.driver.resize(size.rows, size.cols)
+                guest.resize(size.rows, size.cols)
             except BackendError as exc:
                 log.warning("%s: %s", self.record.name, exc)
 
@@ -267,8 +269,11 @@ class Guest:
         """
         if self.driver is None or self.settled.is_set() or (self.record.terminal and not self.record.attached):
             return
+        guest = self.driver.abilities.resizes
+        if guest is None:
+            return
         try:
-            self.driver.resize(rows, cols)
+            guest.resize(rows, cols)
         except BackendError as exc:  # the guest's init does not listen: its terminal keeps its size
             log.info("%s: %s", self.record.name, exc)
 
@@ -282,14 +287,18 @@ class Guest:
             except SourceError as exc:
                 raise UnsupportedError(str(exc)) from exc
             return True
-        return await self.driver.send_break()
+        guest = self.driver.abilities.breaks
+        if guest is not None:
+            await guest.send_break()
+        return guest is not None
 
     def end_of_input(self) -> None:
         """The engine's stdin has ended."""
-        if self.driver is not None and not self.record.terminal and not self._ended.is_set():
+        guest = self.driver.abilities.takes_eof if self.driver is not None else None
+        if guest is not None and not self.record.terminal and not self._ended.is_set():
             try:
                 assert self.console is not None
-                self.driver.end_of_input(self.console.input.fed)
+                guest.end_of_input(self.console.input.fed)
             except BackendError as exc:
                 log.warning("%s: %s", self.record.name, exc)
 

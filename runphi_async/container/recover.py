@@ -265,7 +265,7 @@ async def _release(supervisor: Supervisor, guest: Guest) -> None:
     if record.boot_id != boot_id():
         return
     try:
-        await (await _backend(supervisor, record)).recall(record.plan, guest.directory).release()
+        await (await _backend(supervisor, record)).recall(record.plan, guest.directory).bury()
     except Exception as exc:
         log.warning("%s: cannot let go of what it had: %r", record.name, exc)
 

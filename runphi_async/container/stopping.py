@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from backends.base import Driver
+    from backends.base import Driver, Signals
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,16 @@ class Stopping:
 
     async def deliver(self, driver: Driver, tasks: TaskGroup, number: int, what: Meaning) -> None:
         """Pass a signal on, or do what it means."""
+        signals, asked = driver.abilities.signals, driver.abilities.stops
         try:
-            if await driver.deliver(number):
+            if signals is not None and await signals.deliver(number):
                 if what is Meaning.STOP and not self._listening:
                     self._listening = True
-                    tasks.start_soon(self._until_taken, driver, number, name="signal deadline")
+                    tasks.start_soon(self._until_taken, signals, number, name="signal deadline")
                 return
             if what is Meaning.PASS:
                 return
-            stops = await driver.stop()
+            stops = asked is not None and await asked.stop()
         except BackendError as exc:
             if what is Meaning.PASS:
                 raise
@@ -72,9 +73,9 @@ class Stopping:
             log.warning("%s: did not end when asked to: destroying it", self._name)
             self._destroy(number)
 
-    async def _until_taken(self, driver: Driver, number: int) -> None:
+    async def _until_taken(self, signals: Signals, number: int) -> None:
         while not self._ended.is_set():
-            waited = driver.unheard()
+            waited = signals.unheard()
             if waited is None:
                 self._listening = False
                 return

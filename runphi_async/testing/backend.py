@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from backends.base import Capabilities, Evidence, Finding, Inheritance, Level, Told, Verdict
+from backends.base import Abilities, Capabilities, Evidence, Finding, Inheritance, Level, Told, Verdict
 from backends.ending import Ending
 from consoles.sources.link import Link, Returning
 from consoles.streams.fifo import LineChannel, open_fifo
@@ -119,6 +119,11 @@ class FakeDriver:
         #: sizes told with ``resize`` and totals told with ``end_of_input``, for tests
         self.sizes: list[tuple[int, int]] = []
         self.inputs: list[int] = []
+
+    @property
+    def abilities(self) -> Abilities:
+        """A script plays a machine: it knows no signals and has no UART, but a power button."""
+        return Abilities(stops=self, resizes=self, takes_eof=self, hears_bell=self)
 
     async def prepare(self) -> None:
         """Write the script and make the FIFOs."""
@@ -213,14 +218,6 @@ class FakeDriver:
         """Continue the script's process."""
         self._send(signal.SIGCONT, "resume")
 
-    async def deliver(self, signal: int) -> bool:
-        """Return False: a script plays a machine, and machines know no signals."""
-        return False
-
-    def unheard(self) -> float | None:
-        """Return None: nobody can know."""
-        return None
-
     async def stop(self) -> bool:
         """Press the power button."""
         self._send(signal.SIGTERM, "stop")
@@ -233,10 +230,6 @@ class FakeDriver:
     def resize(self, rows: int, cols: int) -> None:
         """Remember the size."""
         self.sizes.append((rows, cols))
-
-    async def send_break(self) -> bool:
-        """Return False: a script has no UART."""
-        return False
 
     def end_of_input(self, total: int) -> None:
         """Remember the total."""

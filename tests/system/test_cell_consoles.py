@@ -171,4 +171,4 @@ async def test_a_device_that_is_not_there_is_tried_again(board: CellBoard, tmp_p
     assert source is not None
     with pytest.raises(SourceError, match=r"the uio device of PCI device 0001:00:00\.0: bind it to uio_ivshmem"):
         await asyncio.wait_for(source.open(CellLife(backend, directory)), 30)
-    await driver.release()
+    await driver.bury()

@@ -123,7 +123,7 @@ async def test_a_failed_create_leaves_nothing(board: CellBoard, tmp_path: Path) 
         with pytest.raises(BackendError, match=told):
             await driver.prepare()
         assert len(links(board)) == 1
-        await driver.release()
+        await driver.bury()
         assert (links(board), list(board.cells()), backend.ledger.held()) == ([], [], ())
 
 
@@ -162,7 +162,7 @@ async def test_two_processors_two_cells_and_no_third(board: CellBoard, tmp_path:
     with pytest.raises(PlanError, match="none is free; 'm0' has 0, 'm1' has 1"):
         await backend.plan(motor(board, id="m3"))
     for driver in drivers:
-        await driver.release()
+        await driver.bury()
     assert links(board) == []
 
 
@@ -175,7 +175,7 @@ async def test_a_firmware_directory_that_cannot_be_written_is_said(board: CellBo
     )
     with pytest.raises(RunphiError, match=r"reads images below jailhouse\.firmware"):
         await driver.prepare()
-    await driver.release()
+    await driver.bury()
     assert list(board.cells()) == []
 
 
@@ -193,7 +193,7 @@ async def test_coloured_cells_share_a_range(board: CellBoard, tmp_path: Path) ->
     rams = [next(part for part in cell.memory if part.flags & Mem.COLORED) for cell in made if isinstance(cell, Cell)]
     assert [(ram.phys_start, ram.colors) for ram in rams] == [(0x70000000, 0x0F), (0x70000000, 0xF0)]
     for driver in drivers:
-        await driver.release()
+        await driver.bury()
     assert list(board.cells()) == []
 
 

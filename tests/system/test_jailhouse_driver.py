@@ -218,7 +218,7 @@ async def failed(place: CellBoard, tmp_path: Path, spec: GuestSpec | None = None
         try:
             await driver.prepare()
         finally:
-            await driver.release()
+            await driver.bury()
     except RunphiError as exc:
         assert backend.ledger.held() == ()
         return exc
@@ -261,7 +261,7 @@ async def test_a_cell_of_somebody_else_is_left_alone(board: CellBoard, tmp_path:
     driver = backend.driver(plan, str(directory))
     with pytest.raises(BackendError, match="a cell of that name exists, made by somebody else"):
         await driver.prepare()
-    await driver.release()
+    await driver.bury()
     assert list(board.cells()) == ["c1"]
     assert backend.ledger.held() == ()
 
@@ -314,7 +314,7 @@ async def test_a_cell_that_was_being_made_is_removed(board: CellBoard, tmp_path:
     await first.driver(plan, str(directory)).prepare()
     assert (directory / PHASE).read_text() == "loaded\n"
     second = JailhouseBackend(board.config(), str(tmp_path))
-    await second.recall(first.remember(plan), str(directory)).release()
+    await second.recall(first.remember(plan), str(directory)).bury()
     assert list(board.cells()) == []
     assert second.ledger.held() == ()
 

@@ -36,7 +36,9 @@ class TestFake(TellsPauses):
     async def test_it_can_be_asked_to_stop(self, life: Life) -> None:
         await life.start()
         await life.prompt()
-        assert await life.driver.stop()
+        asked = life.driver.abilities.stops
+        assert asked is not None
+        assert await asked.stop()
         assert (await life.end()).code == 0
 
     async def test_it_remembers_what_it_was_told(self, life: Life) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import anyio
 import pytest
 
+from backends.base import Abilities
 from runphi_async.container.stopping import Stopping
 from runphi_async.errors import BackendError
 from runphi_async.oci.signals import Meaning
@@ -27,6 +28,10 @@ class Guest:
         self.waited: float | None = None
         self.destroyed: list[int] = []
         self.ended = anyio.Event()
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(signals=self, stops=self)
 
     async def deliver(self, signal: int) -> bool:
         if self.fails:

@@ -137,7 +137,7 @@ async def test_a_failed_create_is_put_into_words(xen: FakeXen, tmp_path: Path, s
     xen.fail["create"] = (3, "xc: error: panic: xg_dom_boot.c:119: xc_dom_boot_mem_init: can't allocate low memory\n")
     with pytest.raises(BackendError, match="cannot create the domain: Xen has not enough free memory"):
         await driver.prepare()
-    await driver.release()
+    await driver.bury()
     assert xen.domains == {}
 
 
@@ -150,7 +150,7 @@ async def test_a_cancelled_create_leaves_no_domain(xen: FakeXen, tmp_path: Path,
     with pytest.raises(asyncio.CancelledError):
         await task
     assert xen.domains, "xl does not clean up behind itself"
-    await driver.release()
+    await driver.bury()
     assert xen.domains == {}
 
 
@@ -159,7 +159,7 @@ async def test_a_create_that_says_yes_and_makes_nothing(xen: FakeXen, tmp_path: 
     xen.fail["create"] = (0, "")
     with pytest.raises(BackendError, match="Xen knows of none that waits"):
         await driver.prepare()
-    await driver.release()
+    await driver.bury()
 
 
 async def test_a_guest_nobody_adopts_is_buried(xen: FakeXen, tmp_path: Path, spec: GuestSpec) -> None:
@@ -203,10 +203,12 @@ async def test_a_guest_that_listens_is_asked(xen: FakeXen, tmp_path: Path, spec:
     life = await made(xen, tmp_path, spec)
     await life.start()
     await life.prompt()
-    assert not await life.driver.stop()
+    asked = life.driver.abilities.stops
+    assert asked is not None
+    assert not await asked.stop()
     (domain,) = xen.domains.values()
     xen.put(f"/local/domain/{domain.domid}/control/feature-poweroff", b"1")
-    assert await life.driver.stop()
+    assert await asked.stop()
     assert (await life.end()).code == 0
     assert ["shutdown", str(domain.domid)] in xen.calls
     await life.close()
@@ -254,7 +256,9 @@ async def test_words_that_cannot_be_told_end_the_guest(
     life = await made_linux(xen, tmp_path, inmate)
     await life.start()
     monkeypatch.setattr(Words, "tell", not_thought_of)
-    assert await life.driver.deliver(15)
+    signals = life.driver.abilities.signals
+    assert signals is not None
+    assert await signals.deliver(15)
     assert await life.end() == (
         125,
         "internal error in the telling of the guest's init: RuntimeError('not thought of')",
@@ -329,9 +333,13 @@ async def test_a_linux_guest_and_its_control_lines(xen: FakeXen, tmp_path: Path,
     assert 'ramdisk = "' in settings
     assert not os.listdir(tmp_path / "images") if how == "disk" else not (tmp_path / "initrd.new").exists()
     await life.start()
-    life.driver.resize(24, 80)
-    assert await life.driver.deliver(15)
-    life.driver.end_of_input(12)
+    able = life.driver.abilities
+    assert able.resizes is not None
+    assert able.signals is not None
+    assert able.takes_eof is not None
+    able.resizes.resize(24, 80)
+    assert await able.signals.deliver(15)
+    able.takes_eof.end_of_input(12)
     await until(lambda: len([node for node in xen.nodes if node.startswith(home + "/to-guest/")]) == 3)
     assert xen.nodes[f"{home}/to-guest/000000"] == b"winsize 24 80"
     assert xen.nodes[f"{home}/to-guest/000001"] == b"signal 15"
