@@ -35,12 +35,14 @@ ENDING_PATIENCE: Final = 5.0
 CLOSING_PATIENCE: Final = 1.0
 #: Seconds for the last lines of a guest's kernel: what comes too late is not worth a container that ends later.
 WORDS_PATIENCE: Final = 2.0
+#: The event of a QEMU that is about to end.
+ENDS: Final = "SHUTDOWN"
 #: Events behind which the run state may be another one. Source: qapi/run-state.json.
 TELLING: Final = frozenset(
     (
         "STOP",
         "RESUME",
-        "SHUTDOWN",
+        ENDS,
         "GUEST_PANICKED",
         "GUEST_CRASHLOADED",
         "BLOCK_IO_ERROR",
@@ -115,7 +117,9 @@ class RunWatch:
         self._task = tasks.start(self._run(), "watch over the VMM")
 
     def heard(self, event: str) -> None:
-        """QEMU has sent an event."""
+        """QEMU has sent an event. One that ends may answer nothing any more, and hang on its way out."""
+        if event == ENDS:
+            self._expect_end()
         if event in TELLING:
             self._news.set()
 
@@ -238,13 +242,17 @@ class RunWatch:
 
     def _take(self, found: Standing) -> None:
         told = self._driver.told
-        if found is Standing.ENDING and self._ending is None:
-            self._ending = time.monotonic() + ENDING_PATIENCE
+        if found is Standing.ENDING:
+            self._expect_end()
         if told is None or self.wish is Standing.BEFORE or not runstate.is_news(self.wish, found):
             return
         by = ANOTHER if self.wish is not None else "somebody while no supervisor watched"
         self.asked(found)
         (told.paused if found is Standing.PAUSED else told.resumed)(by)
+
+    def _expect_end(self) -> None:
+        if self._ending is None:
+            self._ending = time.monotonic() + ENDING_PATIENCE
 
     async def _fail(self, reason: str) -> None:
         """The guest will never run (again): end its VMM, and try once more where that is safe."""
