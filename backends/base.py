@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a hypervisor must offer to run containers: a ``Backend`` that plans, and a ``Driver`` per guest.
 
-The fake and the real ones pass one conformance suite (tests/unit/conformance.py). Adding a backend is adding a folder
-and a line in ``detect.py``.
+The fake and the real ones pass one conformance suite (``runphi_async/testing/conformance.py``), which drivers of other
+people can inherit as well. Adding a backend is adding a folder and a line in ``detect.py``.
 """
 
 from __future__ import annotations

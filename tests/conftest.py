@@ -20,6 +20,7 @@ from tests.checkout import OpenCheckout
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest.register_assert_rewrite("runphi_async.testing.conformance")
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("fuzz" if os.environ.get("RUNPHI_FUZZ") else "same")

@@ -3,7 +3,7 @@
 
 For tests of the runtime, and of whatever is built on it, where no QEMU is wanted: the whole life of a container
 (console, start, pause, signals, exit codes, adoption by a next supervisor) in milliseconds. It passes the same
-conformance suite as the real ones (tests/unit/conformance.py).
+conformance suite as the real ones (runphi_async/testing/conformance.py).
 
 A supervisor offers it under the name ``fake`` only when the environment variable ``RUNPHI_TESTING_BACKENDS`` is ``1``
 (see ``backends.detect``); a container gets it by annotation ``org.runphi.backend=fake`` or by ``backend = "fake"`` in

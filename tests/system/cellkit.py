@@ -12,8 +12,8 @@ from runphi_async.board.ledger import Ledger
 from runphi_async.host.files import boot_id
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.cellboard import CellBoard
+from runphi_async.testing.life import Life
 from tests.system.place import Place
-from tests.unit.conformance import Life
 from tests.unit.sourcelife import SourceLife
 
 if TYPE_CHECKING:

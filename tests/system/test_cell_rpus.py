@@ -77,7 +77,7 @@ async def test_pause_switches_it_off_and_resume_begins_anew(board: CellBoard, li
     await life.driver.suspend()
     assert list(board.cells()) == []
     await life.supervisor_dies()
-    life._connect()
+    life.connect()
     life.driver = life.backend.recall(life.memory, str(life.directory))
     assert await life.driver.adopt(life.told()) is True
     await life.driver.resume()

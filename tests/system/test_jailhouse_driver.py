@@ -12,8 +12,9 @@ from backends.jailhouse import ending
 from backends.jailhouse.backend import JailhouseBackend
 from backends.jailhouse.driver import PHASE
 from runphi_async.errors import BackendError, RunphiError, UnsupportedError
+from runphi_async.testing.conformance import WatchesByTask
+from runphi_async.testing.life import PATIENCE, Life, not_thought_of
 from tests.system.cellkit import CellLife, board_here, guest
-from tests.unit.conformance import PATIENCE, Life, WatchesByTask, not_thought_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

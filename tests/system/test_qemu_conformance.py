@@ -13,7 +13,8 @@ from backends.qemu import runstate
 from backends.qemu.backend import QemuBackend
 from runphi_async.config.loading import load
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from tests.unit.conformance import Life, TellsPauses, WatchesByTask, not_thought_of
+from runphi_async.testing.conformance import TellsPauses, WatchesByTask
+from runphi_async.testing.life import Life, not_thought_of
 
 if TYPE_CHECKING:
     from pathlib import Path

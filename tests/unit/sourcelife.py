@@ -10,7 +10,7 @@ import pytest
 
 from consoles.errors import SourceError
 from runphi_async.lifeline import stub
-from tests.unit.conformance import Life
+from runphi_async.testing.life import Life
 from tests.unit.consolekit import until
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class SourceLife(Life):
         await until(lambda: stub.read_pid(str(self.directory)) is not None)
 
     async def adopt(self) -> bool | None:
-        self._connect()
+        self.connect()
         self.driver = self.backend.recall(self.memory, str(self.directory))
         await self._open_source()
         return await self.driver.adopt(self.told())

@@ -13,7 +13,8 @@ from runphi_async.config.schema import Config
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.backend import FakeBackend, FakeDriver
-from tests.unit.conformance import Life, TellsPauses
+from runphi_async.testing.conformance import TellsPauses
+from runphi_async.testing.life import Life
 
 if TYPE_CHECKING:
     from pathlib import Path

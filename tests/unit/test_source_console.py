@@ -10,7 +10,7 @@ import pytest
 
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.backend import FakeBackend
-from tests.unit.conformance import DriverConformance, Life
+from runphi_async.testing.conformance import DriverConformance
 from tests.unit.sourcekit import send_all
 from tests.unit.sourcelife import SourceLife
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backends.base import Backend
+    from runphi_async.testing.life import Life
 
 
 class TestFakeWithASource(DriverConformance):

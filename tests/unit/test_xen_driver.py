@@ -25,8 +25,9 @@ from runphi_async.config import schema as configuration
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.host.processes import Process
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
+from runphi_async.testing.conformance import WatchesByTask
+from runphi_async.testing.life import PATIENCE, Life, not_thought_of
 from runphi_async.testing.xen import FakeXen
-from tests.unit.conformance import PATIENCE, Life, WatchesByTask, not_thought_of
 from tests.unit.consolekit import until
 from tests.unit.imagekit import pvh_image
 
@@ -170,7 +171,7 @@ async def test_a_guest_nobody_adopts_is_buried(xen: FakeXen, tmp_path: Path, spe
     await life.backend.recall(life.memory, str(life.directory)).bury()
     assert xen.domains == {}
     life.driver = life.backend.recall(life.memory, str(life.directory))
-    life._connect()
+    life.connect()
     assert await life.driver.adopt(life.told()) is None
     await life.close()
 
@@ -230,7 +231,7 @@ async def test_a_reboot_of_the_machine_is_no_other_guest(xen: FakeXen, tmp_path:
     (domain,) = xen.domains.values()
     await life.supervisor_dies()
     domain.uuid = "99999999-9999-9999-9999-999999999999"
-    life._connect()
+    life.connect()
     life.driver = life.backend.recall(life.memory, str(life.directory))
     assert await life.driver.adopt(life.told()) is None
     assert (await life.end()).code == 137

@@ -14,7 +14,8 @@ import pytest
 from backends.xen.backend import XenBackend
 from runphi_async.config.schema import Config
 from runphi_async.partition.spec import GuestKind, GuestSpec
-from tests.unit.conformance import PATIENCE, DriverConformance, Life
+from runphi_async.testing.conformance import DriverConformance
+from runphi_async.testing.life import PATIENCE, Life
 from tests.xen.dom0.kit import INMATE
 
 if TYPE_CHECKING:

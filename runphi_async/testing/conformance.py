@@ -1,193 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every driver must do: one suite for the fake (test_fake_backend.py) and the real ones (tests/system).
+"""What every driver must do: one suite for the fake and the real ones, and for those of other people.
 
-A subclass says in ``backend`` and ``spec`` what to drive. The guest is the demo inmate or plays it: a banner, a prompt
-and its commands. A :class:`Life` does for the driver what the runtime does: record directory, console FIFOs, the real
-init stub, the callbacks; and it can play a supervisor that dies and leaves all of it to the next.
+A test module inherits :class:`DriverConformance`, and :class:`WatchesByTask` and :class:`TellsPauses` where they fit,
+and says in ``backend`` and ``spec`` what to drive; it wants pytest with pytest-asyncio in its automatic mode. The guest
+is the demo inmate or plays it: a banner, a prompt and its commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
-from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from backends.base import Evidence, Told, Verdict
-from consoles.streams.fifo import open_fifo
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
-from runphi_async.lifeline.stub import Fd
-from tests.unit.consolekit import until
+from runphi_async.testing.life import PATIENCE, Life, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    import msgspec
-
-    from backends.base import Backend, Driver
+    from backends.base import Backend
     from runphi_async.partition.spec import GuestSpec
-
-#: Seconds a guest may take for an answer: software emulation on busy cores.
-PATIENCE: Final = 40.0
-
-
-def not_thought_of(*given: object, **named: object) -> NoReturn:
-    """Fail as only a mistake can."""
-    raise RuntimeError("not thought of")
-
-
-class Life:
-    """One guest between a driver and its init stub."""
-
-    def __init__(self, backend: Backend, directory: Path) -> None:
-        self.backend = backend
-        self.directory = directory
-        self.driver: Driver
-        self.memory: msgspec.Raw
-        self.ended = asyncio.Event()
-        self.ends = 0
-        #: who paused and resumed it beside us
-        self.others: list[tuple[str, str]] = []
-        self.seen = b""
-        self.killed_by: int | None = None
-        self.booted = False
-        self.stub_pid = 0
-        for name in ("con.in", "con.out", "exit", "bell"):
-            os.mkfifo(directory / name)
-        # the stub keeps these while a supervisor is away
-        self.exit_fd = os.open(directory / "exit", os.O_RDWR)
-        self.held = self._open("con.out")
-        self._connect()
-
-    def _open(self, name: str) -> int:
-        dir_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return open_fifo(name, dir_fd)
-        finally:
-            os.close(dir_fd)
-
-    def _connect(self) -> None:
-        self.input, self.output, self.bell = self._open("con.in"), self._open("con.out"), self._open("bell")
-        asyncio.get_running_loop().add_reader(self.bell, self._rang)
-
-    def _rang(self) -> None:
-        os.read(self.bell, 4096)
-        if self.driver.abilities.hears_bell is not None:
-            self.driver.abilities.hears_bell.rang()
-
-    def _end(self) -> None:
-        self.ends += 1
-        self.ended.set()
-
-    def told(self) -> Told:
-        return Told(
-            self._end,
-            lambda printed: self.driver.destroy(),
-            lambda text: None,
-            paused=lambda by: self.others.append(("paused", by)),
-            resumed=lambda by: self.others.append(("resumed", by)),
-        )
-
-    async def create(self, spec: GuestSpec) -> None:
-        """Do what ``create`` does."""
-        plan = await self.backend.plan(spec)
-        assert plan.backend == self.backend.name
-        plan = await self.backend.claim(spec, plan, self.directory.name)
-        self.memory = self.backend.remember(plan)
-        self.driver = self.backend.driver(plan, str(self.directory))
-        await self.driver.prepare()
-        kept = self.driver.inheritance()
-        null = os.open("/dev/null", os.O_RDWR)
-        held = dict.fromkeys(Fd, null) | {Fd.EXIT: self.exit_fd, Fd.CONSOLE: self.held, Fd.BELL: self.bell}
-        with stub.arranged({**held, **kept.kept}, kept.extra) as fds:
-            self._spawn(stub.command(self.driver.command, None, self.driver.again), fds)
-        os.close(null)
-        await self.driver.watch(self.told())
-        if self.driver.command:
-            await self.vmm()  # `create` does not return before: the child may be quicker than the stub's word about it
-
-    def _spawn(self, argv: list[str], fds: list[int]) -> None:
-        # All out of the way of the low numbers first, then into place.
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in fds]
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
-        shell = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', str(self.directory), *argv]
-        self.stub_pid = os.posix_spawn("/bin/sh", shell, dict(os.environ), file_actions=actions, setsid=True)
-        for fd in high:
-            os.close(fd)
-
-    async def start(self) -> None:
-        """Do what ``start`` does."""
-        self.booted = True
-        await self.driver.start()
-
-    async def supervisor_dies(self) -> None:
-        """Leave everything to the next supervisor, which has nothing but the record and the stub."""
-        asyncio.get_running_loop().remove_reader(self.bell)
-        for fd in (self.input, self.output, self.bell):
-            os.close(fd)
-        await self.driver.release()
-
-    async def adopt(self) -> bool | None:
-        """Do what a next supervisor does."""
-        self._connect()
-        self.driver = self.backend.recall(self.memory, str(self.directory))
-        return await self.driver.adopt(self.told())
-
-    async def expect(self, text: bytes) -> bytes:
-        """Wait until the console shows ``text``; return what it showed up to and with it."""
-        async with asyncio.timeout(PATIENCE):
-            while text not in self.seen:
-                self.seen += await self._read()
-        end = self.seen.index(text) + len(text)
-        shown, self.seen = self.seen[:end], self.seen[end:]
-        return shown
-
-    async def _read(self) -> bytes:
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self.output, ready.set)
-        try:
-            await ready.wait()
-            return os.read(self.output, 65536)
-        finally:
-            loop.remove_reader(self.output)
-
-    def type(self, text: bytes) -> None:
-        os.write(self.input, text)
-
-    async def prompt(self) -> bytes:
-        return await self.expect(b"> ")
-
-    async def end(self) -> Verdict:
-        """Wait for the end and weigh it."""
-        async with asyncio.timeout(PATIENCE):
-            await self.ended.wait()
-        return self.driver.settle(Evidence(self.killed_by, 0, self.booted))
-
-    def kill(self, number: int = 9) -> None:
-        self.killed_by = number
-        self.driver.destroy()
-
-    async def vmm(self) -> int:
-        await until(lambda: stub.read_pid(str(self.directory)), "the stub's word about its child")
-        return stub.read_pid(str(self.directory)) or 0
-
-    async def close(self) -> None:
-        if not self.ended.is_set():
-            self.driver.destroy()
-            async with asyncio.timeout(PATIENCE):
-                await self.ended.wait()
-        await self.supervisor_dies()
-        os.write(self.exit_fd, b"7\n")
-        _, status = await asyncio.to_thread(os.waitpid, self.stub_pid, 0)
-        assert os.waitstatus_to_exitcode(status) in (7, -9)
-        os.close(self.exit_fd)
-        os.close(self.held)
-        assert self.ends == 1, "the end must be said exactly once"
 
 
 class DriverConformance:
@@ -362,6 +199,58 @@ class DriverConformance:
             await able.signals.deliver(1)
         life.type(b"echo alive\n")
         await life.expect(b"\nalive\r\n")
+
+    async def test_a_guest_that_stops_when_asked_ends(self, life: Life) -> None:
+        await life.start()
+        await life.prompt()
+        asked = life.driver.abilities.stops
+        if asked is not None and await asked.stop():
+            assert (await life.end()).code == 0
+        else:  # whoever has no ear is destroyed by the runtime
+            life.kill(15)
+            assert (await life.end()).code == 143
+
+    async def test_a_break_hurts_nobody(self, life: Life) -> None:
+        await life.start()
+        await life.prompt()
+        breaks = life.driver.abilities.breaks
+        if breaks is not None:
+            await breaks.send_break()
+        life.type(b"echo alive\n")
+        await life.expect(b"\nalive\r\n")
+
+    async def test_the_bell_is_for_drivers_with_a_command(self, life: Life) -> None:
+        assert (life.driver.abilities.hears_bell is not None) == bool(life.driver.command)
+
+    async def test_a_next_supervisor_finds_the_same_abilities(self, life: Life) -> None:
+        def able() -> set[str]:
+            return {name for name, who in life.driver.abilities._asdict().items() if who is not None}
+
+        await life.start()
+        await life.prompt()
+        before = able()
+        await life.supervisor_dies()
+        await life.adopt()
+        assert able() == before
+
+    async def test_a_guest_that_was_never_made_can_be_buried(
+        self, backend: Backend, spec: GuestSpec, tmp_path: Path
+    ) -> None:
+        """As when an earlier step of its creation fails: nothing is there, and that is no trouble."""
+        directory = tmp_path / "unmade"
+        directory.mkdir()
+        plan = await backend.claim(spec, await backend.plan(spec), directory.name)
+        await backend.driver(plan, str(directory)).bury()
+        assert await backend.plan(spec), "whatever it claimed is free again"
+
+    async def test_an_end_that_an_earlier_supervisor_settled_can_be_buried(self, life: Life) -> None:
+        """It may have died before it came to release what the guest had."""
+        await life.start()
+        life.kill()
+        await life.end()
+        await life.driver.release()
+        for _ in range(2):
+            await life.backend.recall(life.memory, str(life.directory)).bury()
 
     async def test_adoption_before_start(self, life: Life) -> None:
         await self.machine_made(life)
