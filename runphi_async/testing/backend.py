@@ -178,6 +178,8 @@ class FakeDriver:
         self._child.rang()
 
     def _ended(self) -> None:
+        if self._channel is not None:
+            self._channel.poll()  # a script may be over before its first word was read
         self._child.over()
         self._ending.once()
         self._started.set()  # whoever waits for it learns that it never will

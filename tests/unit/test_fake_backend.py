@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,7 @@ from backends import detect
 from backends.detect import Detection
 from runphi_async.config.schema import Config
 from runphi_async.errors import BackendError, PlanError
+from runphi_async.lifeline import stub
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.backend import FakeBackend, FakeDriver
 from runphi_async.testing.conformance import TellsPauses
@@ -88,3 +91,18 @@ async def test_the_variable_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await detect.backend("fake", detection) is found
     with pytest.raises(PlanError, match="unknown backend 'bhyve'"):
         await detect.backend("bhyve", detection)
+
+
+async def test_a_machine_that_is_over_before_its_start_is_seen_has_started(tmp_path: Path) -> None:
+    """It may say that it has started, do its work and end, all before the loop comes back to any of it."""
+    life = await made(tmp_path, "")
+    life.type(b"exit 9\n")
+    starting = asyncio.ensure_future(life.start())
+    await asyncio.sleep(0)
+    while stub.read_status(str(tmp_path)) is None:  # the loop must not run meanwhile: it would read the events
+        time.sleep(0.01)
+    assert isinstance(life.driver, FakeDriver)
+    life.driver.rang()
+    await starting
+    assert (await life.end()).code == 9
+    await life.close()
