@@ -2,8 +2,9 @@
 """The words between the init of a Linux guest and its driver, whatever carries them: a port, XenStore, the console.
 
 The init says that it is there (``init``, ``ready``), answers (``echo``), tells how many bytes its process printed
-(``written``) and how that ended (``exit``), or why it cannot run (``error``). It is told ``signal``, ``winsize`` and
-``eof``. A next supervisor hears again what an earlier one acted on; ``backends/guest/init`` has the other end.
+(``written``) and how that ended (``exit``), or why it cannot run (``error``). It is told ``signal``, ``winsize``,
+``eof`` and ``echo``. A next supervisor hears again what an earlier one acted on; ``backends/guest/init`` has the other
+end.
 """
 
 from __future__ import annotations
@@ -98,6 +99,10 @@ class InitChannel:
     def unheard(self) -> float | None:
         """Return None: whether it has taken it, nobody can know."""
         return None
+
+    def ask(self, word: str) -> None:
+        """Have it say a word again, behind all that it was told before."""
+        self._send(f"echo {word}")
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell it how large the terminal is."""

@@ -25,6 +25,7 @@ from backends.qemu.monitor import PATIENCE, Monitor
 from backends.qemu.remains import Remains
 from backends.qemu.runstate import Standing
 from backends.qemu.second import SecondTry, unblamed
+from backends.qemu.signals import Signals
 from backends.qemu.taps import Taps
 from backends.qemu.watch import LOOK_PATIENCE, RunWatch
 from backends.qemu.wires import Wires
@@ -35,7 +36,6 @@ from runphi_async.config.schema import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.lifeline import stub
 from runphi_async.lifeline.child import STATUS_PATIENCE, StubChild
-from runphi_async.oci.signals import Meaning, meaning
 from runphi_async.partition import channels
 from runphi_async.partition.spec import GuestKind
 
@@ -98,15 +98,15 @@ class QemuDriver:
             accel=memory.accel,
             seconds=config.init_seconds,
         )
+        self._signals = Signals(self._init, lambda: self.heard, lambda: self.watching.clock.at(time.monotonic()))
         self._changed = asyncio.Event()
-        self._asked = ("", 0.0)
 
     @property
     def abilities(self) -> Abilities:
         """A Linux guest has our init, a kernel of the container's a power button; a virtio port has no breaks."""
         match self.memory.kind:
             case GuestKind.LINUX:
-                return Abilities(signals=self, resizes=self._init, takes_eof=self._init, hears_bell=self)
+                return Abilities(signals=self._signals, resizes=self._init, takes_eof=self._init, hears_bell=self)
             case GuestKind.KERNEL:
                 return Abilities(stops=self, breaks=self, hears_bell=self)
         return Abilities(breaks=self, hears_bell=self)
@@ -327,23 +327,6 @@ class QemuDriver:
         """Let all vCPUs go on."""
         async with self.watching.turn:
             await self._command("cont", Standing.RUNNING)
-
-    async def deliver(self, signal: int) -> bool:
-        """Have our init pass it to the container's process, and ask whether it has."""
-        if not self.heard.reached and meaning(signal) is Meaning.STOP:
-            return False  # there is no process yet that could want to end in its own way
-        self._asked = (str(time.monotonic_ns()), self.watching.clock.at(time.monotonic()))
-        await self._init.deliver(signal)
-        if self.heard.answers:
-            self._tell(f"echo {self._asked[0]}")
-        return True
-
-    def unheard(self) -> float | None:
-        """Return for how long our init has not taken what it was told, None where it has, or does not answer."""
-        word, since = self._asked
-        if not self.heard.answers or self.heard.echo == word:
-            return None
-        return self.watching.clock.at(time.monotonic()) - since
 
     async def stop(self) -> bool:
         """Press the power button."""

@@ -19,17 +19,15 @@ import msgspec
 
 from backends.base import Abilities, Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
-from backends.guest import handed, initrd, rootfs
 from backends.guest.initchannel import InitChannel
 from backends.xen import plan as planning
-from backends.xen.boot import GUEST_INITRD, IMAGE, RAMDISK
-from backends.xen.console import Bridge
 from backends.xen.exitcode import End, verdict
+from backends.xen.files import Files
+from backends.xen.tty import open_console
 from backends.xen.vifs import Vifs, status_path
 from backends.xen.words import TO_HOST, Words, exit_code
 from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
-from consoles.sharedmem import shmfiles, vchan
 from consoles.streams.fifo import open_fifo
 from runphi_async import regular
 from runphi_async.aio.owned import Tasks
@@ -41,6 +39,7 @@ from runphi_async.partition.spec import GuestKind
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from backends.xen.console import Bridge
     from backends.xen.hypervisor import Hypervisor
     from backends.xen.plan import XenPlan
     from backends.xen.states import Domain
@@ -50,8 +49,6 @@ log = logging.getLogger(__name__)
 STATE: Final = "xen.json"
 #: Most bytes of that file.
 STATE_MAX: Final = 1 << 20
-#: Seconds until xenconsoled must have made a console; it takes milliseconds.
-CONSOLE_SECONDS: Final = 20.0
 #: Seconds between two looks at a domain when xenstored cannot tell of its end any more.
 RESCAN: Final = 1.0
 #: Seconds that a full FIFO may stand still while a domain's console is drained.
@@ -107,6 +104,7 @@ class XenDriver:
         self._tools = tools
         self._plan = plan
         self._state = self._load() if plan is None else State()
+        self._files = Files(directory, memory.disk_dir)
         self._vifs = Vifs(directory) if memory.net else None
         self._store: XenStore | None = None
         self._bridge: Bridge | None = None
@@ -138,15 +136,15 @@ class XenDriver:
         self._save()
         if self._vifs is not None:
             await asyncio.to_thread(self._vifs.join, self._plan.netns or "")
-        await self._write_files(self._plan)
+        await self._files.write(self._plan, self._state.uuid)
         await hypervisor.xl.create(planning.CONFIG, self._directory)
         domain = await hypervisor.find(self._state.uuid)
         if domain is None or domain.dying or not domain.paused:
             raise BackendError("cannot create the domain: xl says it is made, and Xen knows of none that waits")
         self._state.domid = domain.domid
         self._save()
-        self._link_channels(self._plan)
-        self._forget_files()
+        self._files.link_channels(self._plan.channels, self._state.domid)
+        self._files.forget(self._state.uuid)
         if self._vifs is not None:
             await self._connect_cards(self._vifs, self._plan.macs)
 
@@ -156,42 +154,6 @@ class XenDriver:
         await asyncio.to_thread(vifs.take, self._state.domid, macs)
         for number in range(len(macs)):
             await self._store.write(status_path(self._state.domid, number), b"connected")
-
-    async def _write_files(self, plan: XenPlan) -> None:
-        if self._disk is not None and plan.rootfs is not None:
-            size = await asyncio.to_thread(rootfs.measure, plan.rootfs)
-            await rootfs.make_disk(self._disk, plan.rootfs, size)
-        await asyncio.to_thread(handed.hand_over, plan.handed, self._directory, plan.memory_bytes)
-        if plan.initrd:
-            await asyncio.to_thread(self._write_initrd, plan)
-        config = planning.configuration(plan, self._directory, self._state.uuid, self._disk)
-        write_atomically(os.path.join(self._directory, planning.CONFIG), config)
-
-    def _link_channels(self, plan: XenPlan) -> None:
-        """Write down where in XenStore the guest's vchan servers will be, for whoever connects to them."""
-        for channel in plan.channels:
-            if channel.vchan:
-                node = vchan.server(self._state.domid, channel.name)
-                os.symlink(node, os.path.join(self._directory, shmfiles.LINK + channel.name))
-
-    def _write_initrd(self, plan: XenPlan) -> None:
-        with open(os.path.join(self._directory, GUEST_INITRD), "wb") as file:
-            file.write(plan.initrd)
-            if plan.rootfs_by == planning.RAMDISK and plan.rootfs is not None:
-                file.write(b"\0" * (-len(plan.initrd) % initrd.BLOCK))
-                rootfs.append_archive(file, plan.rootfs)
-
-    def _forget_files(self) -> None:
-        """Give up the names of what only the making needed.
-
-        Kernel and RAM disk are in the domain's memory; its disk is held by a loop device, and freed with it whatever
-        happens.
-        """
-        for path in (os.path.join(self._directory, GUEST_INITRD), self._disk):
-            if path is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-        handed.forget(self._directory, (IMAGE, RAMDISK))
 
     def inheritance(self) -> Inheritance:
         """Return the console's input FIFO, which keeps what was typed while no supervisor runs."""
@@ -228,50 +190,8 @@ class XenDriver:
             self._words = Words(self._store, self._home, self._init.hear)
             await self._words.prepare()
             self._tasks.start(self._tell_on(self._words), "telling of the guest's init")
-        self._bridge = await self._open_console(self._store)
+        self._bridge = await open_console(self._store, self._home, self._directory)
         self._live()
-
-    async def _open_console(self, store: XenStore) -> Bridge:
-        tty = await self._find_tty(store)
-        dir_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fds: list[int] = []
-        try:
-            fds.append(open_fifo("con.out", dir_fd))
-            fds.append(open_fifo("con.in", dir_fd))
-            return Bridge(tty, *fds)
-        except OSError as exc:
-            for fd in fds:
-                os.close(fd)
-            raise BackendError(f"cannot open the console {tty}: {exc.strerror}") from exc
-        finally:
-            os.close(dir_fd)
-
-    async def _find_tty(self, store: XenStore) -> str:
-        """Return the console's pty: libxl makes the node empty, xenconsoled fills it in."""
-        path = f"{self._home}/console/tty"
-        value = await store.find(path)
-        if not value:
-            watch = await store.watch(path)
-            try:
-                async with asyncio.timeout(CONSOLE_SECONDS):
-                    async for _ in watch:
-                        value = await store.find(path)
-                        if value:
-                            break
-            except TimeoutError:
-                raise BackendError(
-                    "cannot find the domain's console: xenconsoled makes none", "start xenconsoled in dom0"
-                ) from None
-            finally:
-                await watch.close()
-        return (value or b"").decode("utf-8", "replace")
-
-    @property
-    def _disk(self) -> str | None:
-        """The disk with the root filesystem, which has this name only while the domain is made."""
-        if self._memory.disk_dir is None or not self._state.uuid:
-            return None
-        return os.path.join(self._memory.disk_dir, f"{self._state.uuid}.img")
 
     @property
     def _home(self) -> str:
@@ -483,7 +403,7 @@ class XenDriver:
             await self._tools.hypervisor.destroy(self._state.uuid)
         except BackendError as exc:
             log.error("%s: %s", self._directory, exc)
-        self._forget_files()
+        self._files.forget(self._state.uuid)
 
     def _close_kept(self) -> None:
         if self._kept >= 0:
