@@ -27,42 +27,33 @@ from backends.jailhouse.ending import Cause, Phase
 from backends.jailhouse.errortext import Gone, Hung
 from backends.jailhouse.images import images
 from backends.jailhouse.machine import owner_of
-from backends.jailhouse.marks import Marked, Said
 from backends.jailhouse.plan import CellPlan, Source
+from backends.jailhouse.progress import Progress
 from backends.jailhouse.shared import Presence
+from backends.jailhouse.voice import Voice
 from backends.jailhouse.watcher import Look
 from consoles.sources.link import Backoff
-from runphi_async import regular
 from runphi_async.aio.owned import Tasks
 from runphi_async.board import ranges
 from runphi_async.errors import BackendError, UnsupportedError
-from runphi_async.host.files import write_atomically
 from runphi_async.partition import channels
 from runphi_async.partition.channels import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from backends.jailhouse import check, model
     from backends.jailhouse.machine import Machine
+    from backends.jailhouse.marks import Marked, Said
     from backends.jailhouse.plan import JailhousePlan
     from backends.jailhouse.sysfs import View
     from consoles.sources import base
 
 log = logging.getLogger(__name__)
 
-PHASE: Final = "cell.phase"
-#: what a Linux cell's init said of its end
-SAID: Final = "cell.exit"
-#: most bytes of it
-SAID_MAX: Final = 1 << 16
 #: Seconds before the first and between later tries to stop a cell whose guest refuses.
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
 #: Seconds that a Linux cell which has ended is given for the last bytes on its console: they say with which code.
 MARK_PATIENCE: Final = 2.0
-#: Lines of the hypervisor about one cell that become events, at most.
-HEARD_MAX: Final = 1000
 #: Phases of a guest that has been started.
 _BEGUN: Final = (Phase.STARTED, Phase.PAUSED, Phase.AWAY)
 
@@ -98,21 +89,15 @@ class CellDriver:
         self._ending = Ending()
         self._tasks = Tasks(self._broke)
         self._init = InitChannel(self._ending, self._tell)
-        #: what nobody could be told yet
-        self._unsaid: list[str] = []
-        self._unnoted: list[tuple[str, dict[str, object]]] = []
-        self._noted: Callable[..., None] | None = None
-        self._presence = Presence(memory.cell.console, self._note)
-        self._heard_lines = 0
-        self._watched = False
+        self._voice = Voice(self._ending)
+        self._presence = Presence(memory.cell.console, self._voice.note)
         self._over = False
         self._cleaned = False
         self._cause: Cause | None = None
         self._failed: tuple[int, ...] = ()
-        self._phase = Phase.NONE if plan is not None else self._read_phase()
+        self._progress = Progress(directory, fresh=plan is not None)
         self._stopping: asyncio.Task[None] | None = None
         self._mark = linuxfiles.read_mark(directory) if plan is None else ""
-        self._said = self._read_said() if plan is None else None
         self._words: Marked | None = None
         self._patience: asyncio.TimerHandle | None = None
         machine.cells[self._owner] = memory.cell
@@ -126,27 +111,6 @@ class CellDriver:
         if self._words is None or not self._cell.console.input:
             return Abilities()
         return Abilities(signals=self._init, resizes=self._init, takes_eof=self._init)
-
-    # Section: what survives us
-
-    def _read_phase(self) -> Phase:
-        try:
-            return Phase(regular.read(os.path.join(self._directory, PHASE), 64, links=False).decode().strip())
-        except (OSError, ValueError):
-            return Phase.NONE
-
-    def _go(self, phase: Phase) -> None:
-        path = os.path.join(self._directory, PHASE)
-        with open(path + ".new", "w") as file:
-            file.write(f"{phase}\n")
-        os.replace(path + ".new", path)
-        self._phase = phase
-
-    def _read_said(self) -> Said | None:
-        try:
-            return Said.read(regular.read(os.path.join(self._directory, SAID), SAID_MAX, links=False).decode())
-        except (OSError, ValueError):
-            return None
 
     # Section: making it
 
@@ -162,10 +126,10 @@ class CellDriver:
                 f"jailhouse cell destroy --name {self._cell.name}, if nobody needs it",
             )
         config = await anyio.to_thread.run_sync(self._write_files)
-        self._go(Phase.MAKING)
+        self._progress.go(Phase.MAKING)
         await self._create(config, system, others)
         await self._load()
-        self._go(Phase.LOADED)
+        self._progress.go(Phase.LOADED)
 
     async def _create(self, config: str, system: model.System | None, others: list[check.Named]) -> None:
         try:
@@ -173,7 +137,7 @@ class CellDriver:
         except Hung:
             raise
         except BackendError:
-            self._go(Phase.NONE)  # nothing was made: a cell of that name is somebody else's, and stays
+            self._progress.go(Phase.NONE)  # nothing was made: a cell of that name is somebody else's, and stays
             raise
         if seen.rcpus != self._cell.rpus:
             raise BackendError(
@@ -185,7 +149,7 @@ class CellDriver:
         log.info("%s: made cell '%s'; CPUs that have left the root system: %s", self._owner, seen.name, cpus or "none")
         if seen.cpus:
             root = (await self._tool.look()).root
-            self._note("cpus-left", cpus=cpus, root=ranges.listed(root.cpus) if root is not None else "")
+            self._voice.note("cpus-left", cpus=cpus, root=ranges.listed(root.cpus) if root is not None else "")
 
     def _write_files(self) -> str:
         assert self._plan is not None
@@ -221,22 +185,22 @@ class CellDriver:
         source = self._console()
         if source is None or not self._mark:
             return source
-        begun = self._phase in (Phase.STARTING, Phase.STARTED)
+        begun = self._progress.phase in (Phase.STARTING, Phase.STARTED)
         self._words = marks.marked(source, self._mark, self._on_said, begun=begun)
         return self._words
 
     def _console(self) -> base.Source | None:
         choice = self._cell.console
-        fresh = self._phase in (Phase.NONE, Phase.MAKING, Phase.LOADED)
+        fresh = self._progress.phase in (Phase.NONE, Phase.MAKING, Phase.LOADED)
         if self._channel is not None:
             return channels.source(self._channel, self._directory)
         match choice.source:
             case Source.VIRTUAL:
-                return self._machine.virtual.source(self._cell.name, self._say, self._note, fresh=fresh)
+                return self._machine.virtual.source(self._cell.name, self._voice.say, self._voice.note, fresh=fresh)
             case Source.UART:
-                return tty.source(choice, self._say)
+                return tty.source(choice, self._voice.say)
             case Source.IVSHMEM | Source.VIRTIO:
-                return shared.source(choice, self._directory, self._note, fresh=fresh)
+                return shared.source(choice, self._directory, self._voice.note, fresh=fresh)
         return None
 
     def helpers(self) -> list[int]:
@@ -252,32 +216,8 @@ class CellDriver:
 
     def _attend(self, told: Told) -> None:
         self._ending.attend(told)
-        self._noted = told.note
-        self._watched = True
-        self._machine.hearers[self._cell.name] = self._heard
-        for text in self._unsaid:
-            told.say(text)
-        for kind, data in self._unnoted:
-            told.note(kind, **data)
-        self._unsaid, self._unnoted = [], []
-
-    def _say(self, text: str) -> None:
-        if self._ending.told is not None:
-            self._ending.told.say(text)
-        elif not self._watched:
-            self._unsaid.append(text)
-
-    def _note(self, kind: str, **data: object) -> None:
-        if self._noted is not None:
-            self._noted(kind, **data)
-        else:
-            self._unnoted.append((kind, data))
-
-    def _heard(self, text: str) -> None:
-        """The hypervisor said something about the cell; a guest can print what looks the same, so it is bounded."""
-        self._heard_lines += 1
-        if self._heard_lines <= HEARD_MAX:
-            self._note("hypervisor", text=text)
+        self._machine.hearers[self._cell.name] = self._voice.heard
+        self._voice.attend(told)
 
     def _on_view(self, view: View | None) -> None:
         self._presence.look()
@@ -285,10 +225,12 @@ class CellDriver:
         if cell is not None and cell.failed != self._failed:
             self._failed = cell.failed
             if cell.failed:
-                self._note("cpus-failed", cpus=ranges.listed(cell.failed), state=cell.state)
+                self._voice.note("cpus-failed", cpus=ranges.listed(cell.failed), state=cell.state)
             if cell.failed and cell.runs:
-                self._say(f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on")
-        cause = ending.judge(self._phase, self._cell.name, view, asked=self._stopping is not None)
+                self._voice.say(
+                    f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on"
+                )
+        cause = ending.judge(self._progress.phase, self._cell.name, view, asked=self._stopping is not None)
         if cause is not None and self._hopes(cause):
             if self._patience is None:
                 self._patience = asyncio.get_running_loop().call_later(MARK_PATIENCE, self._end, cause)
@@ -297,15 +239,13 @@ class CellDriver:
 
     def _hopes(self, cause: Cause) -> bool:
         """Whether init has said more than this, and it is on its way through the console."""
-        return cause in (Cause.DONE, Cause.FAILED) and self._words is not None and self._said is None
+        return cause in (Cause.DONE, Cause.FAILED) and self._words is not None and self._progress.said is None
 
     def _on_said(self, said: Said) -> None:
         """Note how the guest's process ended, and have its cell stopped; init waits for that."""
-        self._said = said
         if said.error:
-            self._say(said.error)
-        with contextlib.suppress(OSError):  # the record is gone already
-            write_atomically(os.path.join(self._directory, SAID), f"{said.line()}\n".encode())
+            self._voice.say(said.error)
+        self._progress.keep(said)
         self._init.hear(b"exit %d" % said.code)
 
     def _end(self, cause: Cause) -> None:
@@ -337,28 +277,28 @@ class CellDriver:
         except BackendError as exc:
             log.error("%s: %s", self._owner, exc)
             self._look_on()  # which will end it if it stays so
-            return self._phase in _BEGUN
+            return self._progress.phase in _BEGUN
         cell = view.find(self._cell.name)
-        if self._phase is Phase.STARTING:
-            self._go(Phase.STARTED if cell is not None and cell.runs else Phase.LOADED)
-        cause = ending.judge(self._phase, self._cell.name, view, asked=False)
+        if self._progress.phase is Phase.STARTING:
+            self._progress.go(Phase.STARTED if cell is not None and cell.runs else Phase.LOADED)
+        cause = ending.judge(self._progress.phase, self._cell.name, view, asked=False)
         if cause is not None:
             self._failed = cell.failed if cell is not None else ()
             wait = MARK_PATIENCE if self._hopes(cause) else 0.0
             self._patience = asyncio.get_running_loop().call_later(wait, self._end, cause)
             return None
         self._look_on()
-        if self._said is not None:
+        if self._progress.said is not None:
             asyncio.get_running_loop().call_soon(told.done, 0)  # an earlier supervisor heard it
-        return self._phase in _BEGUN
+        return self._progress.phase in _BEGUN
 
     # Section: driving it
 
     async def start(self) -> None:
         """Let the cell's CPUs run."""
-        self._go(Phase.STARTING)
+        self._progress.go(Phase.STARTING)
         await self._tool.start(self._cell.name)
-        self._go(Phase.STARTED)
+        self._progress.go(Phase.STARTED)
         self._machine.watcher.hurry()
 
     async def suspend(self) -> None:
@@ -368,21 +308,21 @@ class CellDriver:
                 "cannot pause a cell: Jailhouse can stop a cell only with the loss of its state",
                 'to have it stopped and started afresh, set pause = "shutdown" in [jailhouse]',
             )
-        before = self._phase
-        self._go(Phase.AWAY if self._cell.rpus else Phase.PAUSED)
+        before = self._progress.phase
+        self._progress.go(Phase.AWAY if self._cell.rpus else Phase.PAUSED)
         try:
             await self._halt()
         except BackendError:
-            self._go(before)
+            self._progress.go(before)
             raise
 
     async def resume(self) -> None:
         """Load the images again and start the cell from its beginning; one that runs already is left alone."""
-        if self._phase is Phase.STARTED:
+        if self._progress.phase is Phase.STARTED:
             return
         if self._words is not None:
             self._words.again()
-        if self._phase is Phase.AWAY:
+        if self._progress.phase is Phase.AWAY:
             await self._make_again()
         await self._load()
         await self.start()
@@ -427,7 +367,7 @@ class CellDriver:
                 log.warning("%s: %s", self._owner, exc)
                 if not said:
                     said = True
-                    self._say(f"{exc.msg}; trying again")
+                    self._voice.say(f"{exc.msg}; trying again")
                 await asyncio.sleep(backoff.pause())
             else:
                 self._end(Cause.KILLED)
@@ -436,8 +376,8 @@ class CellDriver:
 
     def settle(self, evidence: Evidence) -> Verdict:
         """Say how the cell ended."""
-        if self._said is not None:
-            return ending.said(self._said)
+        if self._progress.said is not None:
+            return ending.said(self._progress.said)
         return self._ending.verdict() or ending.verdict(self._cause, self._failed, evidence)
 
     async def release(self) -> None:
@@ -470,14 +410,14 @@ class CellDriver:
         """Note that the cell's CPUs are the root system's again: one that was offline before stays offline."""
         if self._cell.cpus:
             offline = await self._machine.report_cpus(self._owner, self._cell.cpus)
-            self._note("cpus-back", cpus=ranges.listed(self._cell.cpus), offline=ranges.listed(offline))
+            self._voice.note("cpus-back", cpus=ranges.listed(self._cell.cpus), offline=ranges.listed(offline))
 
     async def _clean(self) -> None:
         if self._cleaned:
             return
         if self._cell.rpus:
             await anyio.to_thread.run_sync(firmware.unlink, self._directory, self._machine.settings.firmware)
-        if self._phase is not Phase.NONE:
+        if self._progress.phase is not Phase.NONE:
             try:
                 with contextlib.suppress(Gone):
                     await self._tool.destroy(self._cell.name)
@@ -489,7 +429,7 @@ class CellDriver:
             await self._look_for_cpus()
         self._cleaned = True
         with contextlib.suppress(OSError):  # the record is gone already
-            self._go(Phase.NONE)  # the next cell of this name is somebody else's
+            self._progress.go(Phase.NONE)  # the next cell of this name is somebody else's
         try:
             await self._machine.free(self._owner)
         except BackendError as exc:

@@ -10,7 +10,7 @@ import pytest
 
 from backends.jailhouse import ending
 from backends.jailhouse.backend import JailhouseBackend
-from backends.jailhouse.driver import PHASE
+from backends.jailhouse.progress import PHASE
 from runphi_async.errors import BackendError, RunphiError, UnsupportedError
 from runphi_async.testing.conformance import WatchesByTask
 from runphi_async.testing.life import PATIENCE, Life, not_thought_of

@@ -14,7 +14,7 @@ from backends.base import Evidence
 from backends.guest import fdt
 from backends.jailhouse import examples, linuxfiles
 from backends.jailhouse.backend import JailhouseBackend
-from backends.jailhouse.driver import SAID
+from backends.jailhouse.progress import SAID
 from runphi_async.partition.spec import GuestKind
 from tests.system.cellkit import CellPlace, board_in, kill, places
 from tests.system.place import until
