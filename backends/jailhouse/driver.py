@@ -21,6 +21,7 @@ import msgspec
 
 from backends.base import Abilities, Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
+from backends.files import write_files
 from backends.guest.initchannel import InitChannel
 from backends.jailhouse import ending, firmware, linuxfiles, marks, shared, tty
 from backends.jailhouse.ending import Cause, Phase
@@ -153,15 +154,9 @@ class CellDriver:
 
     def _write_files(self) -> str:
         assert self._plan is not None
-        config = ""
-        for name, data in self._plan.files.items():
-            path = os.path.join(self._directory, name)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            config = path if name.endswith(".cell") else config
+        write_files(self._directory, self._plan.files)
         self._mark = linuxfiles.write(self._plan, self._directory)
-        return config
+        return next((os.path.join(self._directory, name) for name in self._plan.files if name.endswith(".cell")), "")
 
     async def _load(self) -> None:
         ready = await anyio.to_thread.run_sync(images, self._cell.loads, self._directory)

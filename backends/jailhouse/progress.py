@@ -50,10 +50,7 @@ class Progress:
 
         :raises OSError: it cannot be written.
         """
-        path = os.path.join(self._directory, PHASE)
-        with open(path + ".new", "w") as file:
-            file.write(f"{phase}\n")
-        os.replace(path + ".new", path)
+        write_atomically(os.path.join(self._directory, PHASE), f"{phase}\n".encode())
         self.phase = phase
 
     def keep(self, said: Said) -> None:

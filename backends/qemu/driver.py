@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.base import Abilities, Evidence, Inheritance, Told, Verdict
 from backends.ending import Ending
+from backends.files import write_files
 from backends.guest import handed
 from backends.guest.initchannel import InitChannel
 from backends.qemu import again, comm, exitcode, making, runstate, virtiofs, words
@@ -116,7 +117,7 @@ class QemuDriver:
     async def prepare(self) -> None:
         """Make FIFOs, files, the QMP socket and the file server."""
         assert self._plan is not None
-        making.write_files(self.directory, self._plan.files)
+        await asyncio.to_thread(write_files, self.directory, self._plan.files)
         await asyncio.to_thread(handed.hand_over, self._plan.handed, self.directory, self._plan.memory_bytes)
         self.wires.make()
         await asyncio.to_thread(making.make_channels, self.directory, self._plan.channels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of making a QEMU guest that need nothing of its driver: files, memory of channels, pinned vCPUs."""
+"""Steps of making a QEMU guest that need nothing of its driver: memory of channels, pinned vCPUs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ from consoles.sharedmem import shmfiles
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from backends.qemu.monitor import Monitor
     from runphi_async.partition.channels import Channel
-
-
-def write_files(directory: str, files: Mapping[str, bytes]) -> None:
-    """Write a plan's files into the record directory."""
-    for name, data in files.items():
-        fd = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
 
 
 def make_channels(directory: str, channels: Sequence[Channel]) -> None:

@@ -28,6 +28,7 @@ import msgspec
 
 from backends.base import Abilities, Capabilities, Evidence, Finding, Inheritance, Level, Told, Verdict
 from backends.ending import Ending
+from backends.files import write_files
 from consoles.sources.link import Link, Returning
 from consoles.streams.fifo import LineChannel, open_fifo
 from runphi_async.errors import BackendError
@@ -128,10 +129,7 @@ class FakeDriver:
     async def prepare(self) -> None:
         """Write the script and make the FIFOs."""
         assert self._plan is not None
-        for name, data in self._plan.files.items():
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
-            os.write(fd, data)
-            os.close(fd)
+        write_files(self._directory, self._plan.files)
         for name in _FIFOS:
             os.mkfifo(name, 0o600, dir_fd=self._dir_fd)
         self._open()
