@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a console source that cannot be spliced must offer: ptys, sockets, serial ports, follow commands, shared memory.
+"""What a console source must offer: FIFOs, ptys, sockets, serial ports, follow commands, shared memory.
 
-A FIFO is moved into the journal by the kernel (``consoles.streams.fifo``) and needs none of this. All other sources
-are read by us and appended to the journal in one step; each says in its own docstring what a crash in between costs.
+A FIFO may be moved into the journal by the kernel as well (``consoles.streams.hub.Spliced``). All other sources are
+read by us and appended to the journal in one step; each says in its own docstring what a crash in between costs.
 """
 
 from __future__ import annotations
