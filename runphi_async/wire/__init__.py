@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that thin client and supervisor exchange over the supervisor's socket.
 
-Every engine call pays for importing this module in the client, so it holds constants and tiny functions and
+Every engine call pays for importing this module in the client, so it holds constants and little code and
 imports nothing. A request is one message: ``MAGIC``, a 32-bit big-endian length and three fields (working directory,
 environment, argv; the latter two are fields of fields), with descriptors 0, 1 and 2 attached.
 All that follows in both directions are frames: one type byte, a 32-bit big-endian length, the payload.
 
 Several texts in one payload are counted fields, each behind its length: a separator could come in a text of somebody
 else's, and begin a further one.
+
+Beside it: ``console``, what is said of one that is shown (for both sides), and for the supervisor ``call``, one request
+and its answer, over ``incoming`` and ``outgoing``, the two directions of a connection. What the words mean to a
+container does not belong here.
 """
 
 MAGIC = b"RPH2"
