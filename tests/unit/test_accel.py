@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import json
 import os
 import re
@@ -174,6 +175,23 @@ async def test_a_cancelled_run_leaves_no_process(tmp_path: Path) -> None:
         os.close(fd)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_run_that_is_cancelled_while_it_ends_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As both sides of a race of kernels come to their limit: the one cancels the other, which was just killed."""
+    here: list[asyncio.Task[Run]] = []
+    kill = os.killpg
+
+    def cancelled_meanwhile(pid: int, number: int) -> None:
+        kill(pid, number)
+        here[0].cancel()
+
+    monkeypatch.setattr(os, "killpg", cancelled_meanwhile)
+    here.append(asyncio.create_task(proof.run(["/bin/sleep", "60"], 0.05)))
+    with pytest.raises(asyncio.CancelledError):
+        await here[0]
+    here.clear()
+    gc.collect()  # a transport that was not closed warns, which is an error here
 
 
 async def test_no_qemu() -> None:

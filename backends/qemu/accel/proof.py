@@ -136,11 +136,20 @@ async def run(command: Sequence[str], limit: float, directory: str | None = None
         if not guest.exited.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(transport.get_pid(), signal.SIGKILL)
-        # first the end: closing asks for it behind the back of who waits for it, and one of them would hear of none
-        await asyncio.shield(guest.exited.wait())
-        transport.close()
-        await asyncio.shield(guest.over.wait())  # killed and closed: a moment
+        ending = asyncio.ensure_future(_let_go(guest, transport))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.wait([ending])  # it was killed: a moment
+            raise
     return Run(status, loop.time() - began, tuple(guest.marks), guest.said.decode(errors="replace"))
+
+
+async def _let_go(guest: _Guest, transport: asyncio.SubprocessTransport) -> None:
+    # first the end: closing asks for it behind the back of who waits for it, and one of them would hear of none
+    await guest.exited.wait()
+    transport.close()
+    await guest.over.wait()
 
 
 class _Guest(asyncio.SubprocessProtocol):
