@@ -61,6 +61,7 @@ class Guest:
         # opened for both directions: nobody waits for the other end, and what is written stays
         self.monitor = [os.open(cwd / name, os.O_RDWR | os.O_NONBLOCK) for name in ("ev.in", "ev.out")]
         os.write(self.monitor[0], b'{"execute": "qmp_capabilities"}')
+        self.told = b""
         self.process = subprocess.Popen(argv, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def type(self, data: bytes) -> None:
@@ -95,8 +96,18 @@ class Guest:
             return byte[0]
         return ended
 
+    def hear_monitor(self) -> None:
+        """Wait until the monitor has answered: events that come before are told to nobody."""
+        deadline = time.monotonic() + PATIENCE
+        while b'"return"' not in self.told:
+            assert select.select([self.monitor[1]], [], [], max(0.0, deadline - time.monotonic()))[0], self.told
+            self.told += os.read(self.monitor[1], 65536)
+
     def events(self) -> str:
-        return os.read(self.monitor[1], 65536).decode()
+        """Return what the monitor said, once the machine has ended."""
+        with contextlib.suppress(BlockingIOError):
+            self.told += os.read(self.monitor[1], 65536)
+        return self.told.decode()
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -131,6 +142,7 @@ def boot(inmates: Path, tmp_path: Path) -> Iterator[Callable[[str], Guest]]:
     def start(machine: str) -> Guest:
         argv = [arg.replace("demo-", f"{inmates}/demo-") for arg in MACHINES[machine]]
         guests.append(Guest([*argv, *COMMON], tmp_path))
+        guests[-1].hear_monitor()
         guests[-1].until(b"> ")
         return guests[-1]
 

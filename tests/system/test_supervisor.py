@@ -186,8 +186,12 @@ def test_the_same_id_in_two_roots(place: Place) -> None:
     assert said.returncode == 1
     assert "ambiguous: c1 (" in said.stderr
     assert "c1@2 (" in said.stderr
-    logs = subprocess.run([RUNPHI, "logs", "c1@2"], env=place.env, capture_output=True, check=True).stdout
-    assert b"\ntwo\r\n" in logs
+
+    def logged() -> bool:
+        done = subprocess.run([RUNPHI, "logs", "c1@2"], env=place.env, capture_output=True, check=True)
+        return b"\ntwo\r\n" in done.stdout
+
+    until(logged, "in the log, which is behind what its readers see")
     two.must("delete", "--force")
     assert one.state()["status"] == "running"
 

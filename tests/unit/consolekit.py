@@ -48,11 +48,13 @@ def drain(fd: int) -> bytes:
 
 
 async def until(condition: Callable[[], object], what: str = "condition") -> None:
-    """Let the loop run until a condition holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.001)
-    assert condition(), what
+    """Let the loop run until a condition holds, and ask for it no more than that."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        raise AssertionError(f"never: {what}") from None
 
 
 async def read_until(fd: int, length: int) -> bytes:
