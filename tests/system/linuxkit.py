@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backends.guest.initrd import Entry, archive
 from runphi_async.config import loading
+from tests.system.place import until
 
 if TYPE_CHECKING:
     from tests.system.place import Container, Place
 
 BUSYBOX: Final = shutil.which("busybox") or "/bin/busybox"
+#: Seconds for a kernel to come to our init in software: 3 on an idle machine, 30 and more where others leave it a tenth
+#: of a core. It is as long as the supervisor waits, and whatever comes after it has a limit of its own.
+BOOT: Final = 120.0
 NETNS: Final = Path("/run/netns")
 
 
@@ -45,6 +49,11 @@ def linux(place: Place, name: str, script: str, **more: Any) -> Container:
     assert container.created == 0, container.error
     container.must("start")
     return container
+
+
+def await_init(container: Container) -> None:
+    """Wait until a started guest's kernel has come to our init."""
+    until(lambda: b"init" in (container.record / "ctl.log").read_bytes(), "the guest's init", BOOT)
 
 
 class Lan:

@@ -35,9 +35,9 @@ SETTLE: Final = 10.0
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Wait for what no descriptor tells of; returns its first true value. A file that is not there yet is false."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         with contextlib.suppress(FileNotFoundError):
             if value := condition():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runphi_async.config import loading
-from tests.system.linuxkit import linux, linux_bundle
+from tests.system.linuxkit import BOOT, await_init, linux, linux_bundle
 from tests.system.place import ended, until
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.qemu,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(BOOT + 180),
     pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
 ]
 
@@ -138,6 +138,7 @@ def test_the_guests_own_file_systems_and_flags(place: Place) -> None:
     c = place.create("c1", made=bundle)
     assert c.created == 0, c.error
     c.must("start")
+    await_init(c)
     said = c.rest().decode()
     assert "interfaces lo\n" in said  # nothing was plugged into its namespace
     assert "127.0.0.1/8" in said

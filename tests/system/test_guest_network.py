@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runphi_async.config import loading
-from tests.system.linuxkit import Lan, joined, linux, linux_bundle, network_ramdisk
+from tests.system.linuxkit import BOOT, Lan, await_init, joined, linux, linux_bundle, network_ramdisk
 from tests.system.place import RUNPHI, ended, until
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.qemu,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(2 * BOOT + 180),
     pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
 ]
 
@@ -101,6 +101,7 @@ def test_nothing_stays_when_supervisor_and_qemu_are_killed(place: Place, lan: La
     netns = lan.container(2)
     before = lan.shape(netns)
     c = linux(place, "c1", SERVE, hostname="box", linux=joined(netns))
+    await_init(c)
     c.expect(b"serving\n")
     place.kill_supervisor()
     assert page(lan, 2) == "page of box\n"  # it never needed the supervisor
@@ -110,6 +111,7 @@ def test_nothing_stays_when_supervisor_and_qemu_are_killed(place: Place, lan: La
     c.must("delete")
     # and when nobody is there to clean up at the time
     c = linux(place, "c2", SERVE, hostname="box", linux=joined(netns))
+    await_init(c)
     c.expect(b"serving\n")
     guardian = place.guardian()
     os.kill(guardian, signal.SIGKILL)

@@ -17,7 +17,7 @@ import pytest
 
 from runphi_async.testing import liarqemu
 from tests.system.liarkit import KVM_SECONDS, lying
-from tests.system.linuxkit import Lan, joined, linux, linux_bundle
+from tests.system.linuxkit import BOOT, Lan, await_init, joined, linux, linux_bundle
 from tests.system.place import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.system.place import Container, Place
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(BOOT + 2 * PATIENCE)]
 
 SCRIPT = "echo once; read line; echo got $line; exit 7"
 ROLES = {
@@ -91,8 +91,9 @@ def test_a_linux_guest_that_kvm_fails_runs_in_software(liar: Callable[..., Place
 
 
 def test_a_slow_kvm_that_reaches_init_in_time_is_left_alone(liar: Callable[..., Place]) -> None:
-    place = liar("honest", kvm=PATIENCE)
+    place = liar("honest", kvm=BOOT)
     container = linux(place, "c1", "echo here; exit 3")
+    await_init(container)
     assert container.rest() == b"here\n"
     assert container.wait() == 3
     assert "accel-fallback" not in kinds(place, "c1")
@@ -226,8 +227,9 @@ def test_pause_between_the_tries_is_a_pause_of_the_second(liar: Callable[..., Pl
 
 
 def test_a_guest_that_had_reached_init_ends(liar: Callable[..., Place]) -> None:
-    place = liar("stops init", kvm=PATIENCE)
+    place = liar("stops init", kvm=BOOT)
     container = linux(place, "c1", SCRIPT)
+    await_init(container)
     assert container.wait() == 125
     assert reason(container).startswith("the VMM stopped: internal error: KVM internal error. Suberror: 1")
     assert "accel-fallback" not in kinds(place, "c1")
@@ -344,11 +346,12 @@ def test_a_panic_of_a_running_linux_guest_brings_the_kernels_words(liar: Callabl
 
 def test_a_signal_that_init_never_takes_ends_the_guest(liar: Callable[..., Place]) -> None:
     """Root in the guest can freeze its init, which is no reason to stay for ever."""
-    place = liar("honest", kvm=PATIENCE)
+    place = liar("honest", kvm=BOOT)
     freeze = "mount -t cgroup2 none /mnt && mkdir /mnt/f && echo 1 >/mnt/f/cgroup.procs && echo 1 >/mnt/f/cgroup.freeze"
     # init passes on what the script prints, but a file needs none
     tell = "until grep -q 'frozen 1' /mnt/f/cgroup.events; do sleep 1; done; : >/frozen"
     container = linux(place, "c1", f"mkdir -p /mnt; echo up; {freeze}; {tell}; sleep 1000")
+    await_init(container)
     container.expect(b"up\n")
     until((place.path / "bundles" / "c1" / "rootfs" / "frozen").exists, "a frozen init")
     place.must("kill", "c1", "TERM")
@@ -357,8 +360,9 @@ def test_a_signal_that_init_never_takes_ends_the_guest(liar: Callable[..., Place
 
 
 def test_a_process_may_handle_a_signal_and_live_on(liar: Callable[..., Place]) -> None:
-    place = liar("honest", kvm=PATIENCE)
+    place = liar("honest", kvm=BOOT)
     container = linux(place, "c1", "trap 'echo no' TERM; echo up; while :; do sleep 1; done")
+    await_init(container)
     container.expect(b"up\n")
     place.must("kill", "c1", "TERM")
     container.expect(b"no\n")
