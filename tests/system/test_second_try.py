@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(BOOT + 2 * PATIENCE)]
 
+#: Seconds in which a QEMU at a tenth of its speed has started and answers, and no kernel at that speed is at init.
+CRAWL_SECONDS = 15
+
 SCRIPT = "echo once; read line; echo got $line; exit 7"
 ROLES = {
     "hangs": f"QEMU did not answer in {KVM_SECONDS} s",
     "frozen": f"the guest's kernel did not reach init within {KVM_SECONDS} s on KVM",
+    "crawls": f"the guest's kernel did not reach init within {CRAWL_SECONDS} s on KVM",
     "stops 0": "the VMM stopped: internal error: KVM internal error. Suberror: 1; emulation failure",
     "stops 0.3": "the VMM stopped: internal error: KVM internal error. Suberror: 1; emulation failure",
     "aborts": "VMM killed by signal 6: qemu: kvm_init: Assertion `ret == 0' failed.",
@@ -56,7 +60,7 @@ def liar(tmp_path: Path, inmates_built: Path) -> Iterator[Callable[..., Place]]:
 
 def patience(role: str) -> float:
     """How long a kernel may take on a liar: long, where another failure than that is looked for on a busy machine."""
-    return KVM_SECONDS if role in ("hangs", "frozen") else PATIENCE
+    return {"hangs": KVM_SECONDS, "frozen": KVM_SECONDS, "crawls": CRAWL_SECONDS}.get(role, PATIENCE)
 
 
 def kinds(place: Place, name: str) -> list[str]:
@@ -264,6 +268,16 @@ def test_an_inmate_is_never_started_again(liar: Callable[..., Place], role: str,
     shown = container.rest()
     assert shown.count(b"runPHI demo inmate") <= 1
     assert "accel-fallback" not in kinds(place, "c1")
+
+
+def test_an_inmate_that_crawls_is_slow_and_nothing_else(liar: Callable[..., Place]) -> None:
+    """It may be just what it is to be: nobody but its users can tell that it is too slow."""
+    place = liar("crawls")
+    container = place.running("c1")
+    container.type(b"exit 9\n")
+    assert container.wait() == 9
+    assert "accel-fallback" not in kinds(place, "c1")
+    assert "-accel kvm" in place.must("plan", str(place.bundle("c2")))
 
 
 def test_a_kernel_that_panics_before_init_ends_with_its_last_words(liar: Callable[..., Place]) -> None:
