@@ -31,7 +31,7 @@ def environment(tmp_path: Path, role: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("role", ["hangs", "internal-error", "aborts"])
+@pytest.mark.parametrize("role", ["hangs", "internal-error", "aborts", "crawls"])
 def test_a_liar_that_is_found_out(quick: Quick, tmp_path: Path, role: str) -> None:  # noqa: F811
     done = quick.call("--check", env=environment(tmp_path, role))
     assert done.returncode == 0, done.stdout
