@@ -7,6 +7,8 @@ set -euo pipefail
 CHECKOUT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$CHECKOUT/.venv
 PYTHON=$VENV/bin/python
+#: there while the environment is changed: found there by the next run, it tells that the last one was interrupted
+VENV_UNFINISHED=$VENV.unfinished
 #: where bin/prepare-guest puts the guest kernel and its initrd
 GUEST_DIR=/var/lib/runphi/guest
 STEP_START=$SECONDS
@@ -68,9 +70,13 @@ need_debian() {
         die "no apt-get on this system: only Debian 12 and 13 are supported" "install by hand: ${RUN_PACKAGES[*]}"
 }
 
+#: seconds that apt waits for another apt, such as that of a run which was killed
+APT_WAITS=300
+
 # apt_need PACKAGE…: install the packages that are not there yet
 apt_need() {
     local package missing=()
+    allow_services
     for package in "$@"; do
         dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
             missing+=("$package")
@@ -80,12 +86,28 @@ apt_need() {
     need_root
     step "installing ${missing[*]} (once, a minute or two)"
     export DEBIAN_FRONTEND=noninteractive
+    case " ${missing[*]} " in *" docker.io "*) forbid_services ;; esac
+    finish_dpkg
+    mapfile -t -O ${#missing[@]} missing < <(half_installed)
     attempt "cannot read the package lists" "check the network and /etc/apt/sources.list*" \
         apt-get -q -o Acquire::Retries=3 update
-    case " ${missing[*]} " in *" docker.io "*) forbid_services ;; esac
     attempt "cannot install ${missing[*]}" "run: apt-get install ${missing[*]}" \
-        apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 install "${missing[@]}"
+        apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 \
+        -o "DPkg::Lock::Timeout=$APT_WAITS" install --reinstall "${missing[@]}"
     allow_services
+}
+
+# finish_dpkg: go on with an installation that was interrupted: apt refuses any other before
+finish_dpkg() {
+    [ -n "$(dpkg --audit)" ] || [ -n "$(ls /var/lib/dpkg/updates)" ] || return 0
+    step "finishing an installation that was interrupted"
+    # whatever it cannot do is tried by apt, and told by it
+    dpkg --configure -a --force-confdef --force-confold >/dev/null 2>&1 </dev/null || true
+}
+
+# half_installed: the packages that dpkg was killed over; they have to be unpacked anew, which apt does only when told to
+half_installed() {
+    dpkg-query -W -f '${binary:Package} ${db:Status-Status}\n' | sed -n 's/ half-installed$//p'
 }
 
 #: asked by Debian's packages before they start a daemon
@@ -94,17 +116,23 @@ POLICY=/usr/sbin/policy-rc.d
 # forbid_services: let no package start its daemon: a dockerd nobody asked for would change firewall and bridges
 forbid_services() {
     [ ! -e "$POLICY" ] || return 0
-    printf '#!/bin/sh\n# runphi: while packages are installed\nexit 101\n' >"$POLICY"
-    chmod 755 "$POLICY"
+    printf '#!/bin/sh\n# runphi: while process %s installs packages\nexit 101\n' "$$" >"$POLICY.new"
+    chmod 755 "$POLICY.new"
+    mv "$POLICY.new" "$POLICY"
     trap allow_services EXIT
 }
 
-# allow_services: take back what forbid_services did; a policy of somebody else stays
+# allow_services: take back what forbid_services did, here or in a run that was killed; a policy of somebody else stays
 allow_services() {
-    if grep -qsx '# runphi: while packages are installed' "$POLICY"; then
-        rm -f "$POLICY"
+    local by
+    grep -qs '^# runphi: while ' "$POLICY" || return 0
+    by=$(sed -n 's/^# runphi: while process \([0-9]*\) .*/\1/p' "$POLICY")
+    if [ "$by" = "$$" ]; then
         trap - EXIT
+    elif [ "$(id -u)" != 0 ] || { [ -n "$by" ] && [ -e "/proc/$by" ]; }; then
+        return 0
     fi
+    rm -f "$POLICY"
 }
 
 # requirements EXTRA…: the dependencies named in pyproject.toml, one a line
@@ -121,26 +149,73 @@ print("\n".join(wanted))
 PY
 }
 
-# need_venv [EXTRA…]: make <checkout>/.venv and install what pyproject.toml asks for; no work when nothing changed
+# need_venv [EXTRA…]: make <checkout>/.venv and install what pyproject.toml asks for; no work when nothing changed. What
+# an interrupted run has left half made is made anew.
 need_venv() {
-    local wanted extra list stamp
-    if ! "$PYTHON" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null; then
+    local lock
+    ! venv_is_ready "$@" || return 0
+    # held by pip as well, which may outlive a run that was killed
+    exec {lock}>"$VENV.lock"
+    if ! flock -n "$lock"; then
+        step "waiting for another run to make $VENV"
+        flock "$lock"
+    fi
+    make_venv "$@"
+    exec {lock}>&-
+}
+
+# venv_is_whole: is the environment there, and was it never left while it was changed?
+venv_is_whole() {
+    [ ! -e "$VENV_UNFINISHED" ] && "$PYTHON" -c 'import pip, sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
+}
+
+# venv_has LIST STAMP: were these packages installed?
+venv_has() {
+    [ -e "$2" ] && [ "$1" = "$(cat "$2")" ]
+}
+
+# venv_is_ready [EXTRA…]: is there nothing to do?
+venv_is_ready() {
+    local extra
+    venv_is_whole || return 1
+    for extra in "" "$@"; do
+        venv_has "$(requirements ${extra:+"$extra"})" "$VENV/.installed-${extra:-run}" || return 1
+    done
+}
+
+# make_venv [EXTRA…]: what need_venv does while no other run does
+make_venv() {
+    local extra list stamp
+    if ! venv_is_whole; then
         step "making the Python environment $VENV"
+        : >"$VENV_UNFINISHED"
         rm -rf "$VENV"
         attempt "cannot make the Python environment $VENV" "install python3-venv" \
             /usr/bin/python3 -m venv "$VENV"
+        rm "$VENV_UNFINISHED"
     fi
-    for wanted in "" "$@"; do
-        extra=${wanted:-run}
-        list=$(requirements ${wanted:+"$wanted"})
-        stamp=$VENV/.installed-$extra
-        [ -e "$stamp" ] && [ "$list" = "$(cat "$stamp")" ] && continue
-        step "installing Python packages ($extra)"
-        mapfile -t lines <<<"$list"
-        attempt "cannot install the Python packages ${list//$'\n'/ }" "check the network, then run $0 again" \
-            "$PYTHON" -m pip install --quiet --disable-pip-version-check "${lines[@]}"
+    for extra in "" "$@"; do
+        list=$(requirements ${extra:+"$extra"})
+        stamp=$VENV/.installed-${extra:-run}
+        ! venv_has "$list" "$stamp" || continue
+        step "installing Python packages (${extra:-run})"
+        : >"$VENV_UNFINISHED"
+        if ! (venv_install "$list"); then
+            # as without a network: pip has ended before it changed anything, and what was there is as good as before
+            [ -n "$(find "$VENV/" -newer "$VENV_UNFINISHED" -print -quit)" ] || rm "$VENV_UNFINISHED"
+            exit 1
+        fi
         printf '%s\n' "$list" >"$stamp"
+        rm "$VENV_UNFINISHED"
     done
+}
+
+# venv_install LIST: install packages, one a line
+venv_install() {
+    local packages
+    mapfile -t packages <<<"$1"
+    attempt "cannot install the Python packages ${packages[*]}" "check the network, then run $0 again" \
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
 }
 
 # need_guest: unpack the guest kernel and build the initrd unless they are there already and of this checkout

@@ -23,7 +23,7 @@ from tests.release import carried
 from tests.release.room import CHECKOUT, Room, copy_checkout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: What people say, and Debian's own name for it.
 RELEASES: Final = {"debian12": "bookworm", "debian13": "trixie"}
@@ -32,6 +32,8 @@ STORE: Final = Path(os.environ.get("RUNPHI_ROOTS", "/var/cache/runphi/roots"))
 KEPT: Final = 2
 #: MiB that the packages and wheels of one release may take before all of them are dropped.
 DOWNLOADS_MIB: Final = 4096
+#: How directories begin that are no layers, or not yet.
+ASIDE: Final = ".making-"
 #: Seconds to make a layer, downloads of half a gigabyte by a slow line among them.
 MAKE_SECONDS: Final = 3600.0
 #: apt's lists are kept: nothing is asked of the network twice.
@@ -141,11 +143,34 @@ class Roots:
 
     def _make(self, path: Path, make: Callable[[Path], None]) -> None:
         say(f"making {path.name} of {self.release}, once: this takes some minutes")
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as work:
-            made = Path(work) / "layer"
+        with self._aside() as work:
+            made = work / "layer"
             made.mkdir(mode=0o755)
             make(made)
             made.rename(path)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[Path]:
+        """Give a directory where nothing counts as made: to make something in it, or to take something apart.
+
+        It goes at the end; those of runs that were killed go when the next one comes.
+        """
+        with open(self.store / f"{ASIDE}lock", "w") as looking:
+            fcntl.flock(looking, fcntl.LOCK_EX)
+            for left in (path for path in self.store.glob(f"{ASIDE}*") if path.is_dir()):
+                with contextlib.suppress(FileNotFoundError), _held(left) as free:  # or its maker takes it away just now
+                    if free:
+                        shutil.rmtree(left)
+            work = Path(tempfile.mkdtemp(prefix=ASIDE, dir=self.store))
+            fd = os.open(work, os.O_RDONLY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            yield work
+        finally:
+            try:
+                shutil.rmtree(work)
+            finally:
+                os.close(fd)
 
     def _bootstrap(self, made: Path, sources: list[str], settings: list[str]) -> None:
         """Make a Debian of what is essential, with this machine's certificates to be."""
@@ -183,13 +208,26 @@ class Roots:
         found = [path for path in self.store.glob(f"{name}-*") if path.is_dir()]
         for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
             lock = self.store / f".{path.name}.lock"
-            with lock.open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                shutil.rmtree(path)
-                lock.unlink()
+            lock.touch()
+            with _held(lock) as free:
+                if free:
+                    with self._aside() as aside:
+                        path.rename(aside / path.name)  # half removed it would count as made
+                    lock.unlink()
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or directory, if nobody else does; say whether."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(fd)
 
 
 def environment(room: Room) -> dict[str, str]:

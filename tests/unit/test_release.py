@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.release import __main__ as release
 from tests.release import carried
+from tests.release import roots as layers
 from tests.release.carried import Source, apt_sources, deb822_sources, named_paths, one_line_sources, translate
 from tests.release.room import Hierarchy, Room, hierarchies
-from tests.release.roots import Kind, digest
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.release.roots import ASIDE, KEPT, Kind, Roots, digest
 
 DEB822 = """\
 # a comment
@@ -155,6 +155,73 @@ def test_a_layer_is_named_after_what_it_is_made_of() -> None:
         digest("base", kind.inputs, "false"),
     ]
     assert len({name, *others}) == 5
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the layers of a release are."""
+    monkeypatch.setattr(layers, "STORE", tmp_path)
+    return tmp_path / "debian12"
+
+
+def layer(name: str) -> Path:
+    """Make a layer of one file, or find it; who asked for it is done with it."""
+
+    def fill(made: Path) -> None:
+        (made / "file").write_text(name)
+
+    roots = Roots("debian12")
+    try:
+        return roots.derived(name, "", fill)
+    finally:
+        roots.close()
+
+
+def test_a_layer_is_made_once_and_the_oldest_go(store: Path) -> None:
+    first = layer("disk")
+    assert (first / "file").read_text() == "disk"
+    (first / "file").write_text("kept")
+    assert (layer("disk") / "file").read_text() == "kept"
+    for number in range(KEPT):
+        old = store / f"disk-{number}"
+        old.mkdir()
+        os.utime(old, (number, number))
+    layer("disk")
+    assert sorted(path.name for path in store.glob("disk-*")) == sorted([first.name, f"disk-{KEPT - 1}"])
+    assert not [path for path in store.glob(f"{ASIDE}*") if path.is_dir()]
+
+
+def test_a_run_that_is_killed_leaves_no_layer_that_counts(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def killed(path: Path) -> None:
+        next(path for path in Path(path).rglob("*") if path.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    def half(made: Path) -> None:
+        (made / "half").touch()
+        raise KeyboardInterrupt
+
+    # while a layer is made
+    roots = Roots("debian12")
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        roots.derived("disk", "", half)
+    roots.close()
+    assert not list(store.glob("disk-*"))
+    assert any(path.is_dir() for path in store.glob(f"{ASIDE}*"))
+    # and while an old one is removed
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    old = layer("disk")
+    os.utime(old, (0, 0))
+    for number in range(KEPT):
+        (store / f"disk-{number}").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Roots("debian12")._prune("disk")
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert (layer("disk") / "file").read_text() == "disk"
+    assert not [path for path in store.glob(f"{ASIDE}*") if path.is_dir()]
 
 
 def test_what_lies_in_a_room_gets_the_parents_of_its_root(tmp_path: Path) -> None:

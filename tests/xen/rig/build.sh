@@ -74,7 +74,13 @@ downloading() {
 }
 
 mkdir -p "$OUT"
-rm -f "$OUT/stamp"
+# Held until all ends, by what was started as well: it may outlive a run that was killed, whose remains go.
+exec {lock}>"$OUT/.lock"
+flock "$lock"
+if [ -f "$OUT/stamp" ] && [ "$(cat "$OUT/stamp")" = "$stamp" ]; then
+    exit 0 # another run has made it meanwhile
+fi
+rm -rf "$OUT"/stamp "$OUT"/work.*
 work=$(mktemp -d "$OUT/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"
