@@ -121,12 +121,13 @@ async def test_a_reader_beside_a_rotating_writer_sees_every_byte_once(tmp_path: 
     def follow() -> int:
         position = 0
         while not done.is_set() or position < total:
+            ended = done.is_set()  # before reading: what is written meanwhile is still to be read
             at, data = logreader.read(str(tmp_path), position, 7000)
             for i, value in enumerate(data):
                 if value != (at + i) // 1000 % 251:
                     wrong.append((at, i))
                     return position
-            if done.is_set() and not data:
+            if ended and not data:
                 return at
             position = at + len(data)
         return position
