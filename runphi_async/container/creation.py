@@ -37,7 +37,7 @@ from runphi_async.partition.guest import guest_spec, network
 from runphi_async.partition.spec import GuestKind
 from runphi_async.record.lifecycle import Event, Status
 from runphi_async.record.store import VERSION, Record, check_id
-from runphi_async.terminals.console import FIFOS, Console, Lifeline, send_master
+from runphi_async.terminals.console import FIFOS, Lifeline, send_master
 from runphi_async.terminals.consolelogs import plans
 
 if TYPE_CHECKING:
@@ -328,12 +328,9 @@ class Creation:
         else:
             shown = process.console_size if process is not None else None
             lifeline = Lifeline(record.id, (), terminal.Size(shown.height, shown.width) if shown else _UNKNOWN)
-        guest.console = Console(guest, self._config.console, guest.record.logs or (), lifeline.held(), driver.console())
-        if guest.console.one_way:
+        self._undo.push_async_callback(guest.close_streams)
+        if guest.equip(driver, lifeline.held()).one_way:
             record.annotations[ONE_WAY_ANNOTATION] = "no"
-        self._undo.push_async_callback(guest.console.close)
-        self._undo.push_async_callback(guest.close_channels)
-        guest.open_channels()
         return lifeline
 
     async def _spawn(self, guest: Guest, driver: Driver, lifeline: Lifeline) -> None:

@@ -8,6 +8,7 @@ handled by the guest's own task (``live``), whoever is waiting for what.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -25,37 +26,41 @@ from consoles.streams import terminal
 from consoles.streams.fifo import open_fifo
 from runphi_async.aio.waiting import together
 from runphi_async.container import hearsay
+from runphi_async.container.bulkhead import Bulkhead, Steps
 from runphi_async.container.stopping import Stopping
 from runphi_async.errors import BackendError, CgroupError, StateError, UnsupportedError
 from runphi_async.host.cgroup import Cgroup, hierarchies
+from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
 from runphi_async.oci import spec as oci
 from runphi_async.oci.signals import Meaning, meaning
 from runphi_async.record import lifecycle
 from runphi_async.record.lifecycle import Action, Event, Status
 from runphi_async.terminals import channels
+from runphi_async.terminals.console import Console
 from runphi_async.terminals.consolelogs import plans
 from runphi_async.terminals.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.abc import TaskStatus
 
     from backends.base import Driver
     from runphi_async.config.schema import Config
-    from runphi_async.host.processes import Process
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.record.eventlog import EventLog
     from runphi_async.record.store import Record, Store
     from runphi_async.terminals.channels import ChannelStream
-    from runphi_async.terminals.console import Console
+    from runphi_async.terminals.console import Held
     from runphi_async.terminals.stream import Stream
 
 log = logging.getLogger(__name__)
 
 #: Seconds that delete waits for a destroyed guest's end before it goes on without it: delete always ends.
 END_PATIENCE: Final = 10.0
+#: Exit code of a guest that we ended for a fault of ours. Source: docs/reference/exit-codes.md.
+INTERNAL: Final = 125
 #: Seconds between two looks at the size of a guest's terminal. Nobody tells us: the pty is no one's controlling
 #: terminal here, so no SIGWINCH comes (docs/reference/engines.md).
 SIZE_PERIOD: Final = 0.5
@@ -87,7 +92,9 @@ class Guest:
         self._store = store
         self._config = config
         self._ended = anyio.Event()
-        self._tasks: TaskGroup | None = None
+        self._tasks: Bulkhead | None = None
+        #: the fault of ours that the guest is ended for
+        self._fault: str | None = None
         self._stopping = Stopping(record.name, config.qemu.stop_seconds, self._destroy, self._ended)
         self._bell = -1
         self._size = terminal.Size(0, 0)
@@ -111,11 +118,24 @@ class Guest:
         """Write the record."""
         self._store.save(self.record)
 
+    def keep(self) -> None:
+        """Write the record where nobody can be told that it failed: what is on disk lags behind then.
+
+        A next supervisor asks the guest itself; no full disk may keep a guest from being ended.
+        """
+        try:
+            self.save()
+        except OSError as exc:
+            log.error("%s: cannot write its record: %s", self.record.name, exc.strerror)
+
     def save_boot(self) -> None:
         """Write the record with a new boot time; while ``start`` is at work the record says that it runs."""
         running = self.record.status is Status.CREATED
         record = msgspec.structs.replace(self.record, status=Status.RUNNING) if running else self.record
-        self._store.save(record)
+        try:
+            self._store.save(record)
+        except OSError as exc:
+            log.error("%s: cannot write its record: %s", self.record.name, exc.strerror)
 
     def note(self, kind: str, **data: object) -> None:
         """Write an event into the container's event log."""
@@ -131,18 +151,66 @@ class Guest:
         return self._bell
 
     async def live(self, *, task_status: TaskStatus[None]) -> None:
-        """Own the guest's tasks until it has ended; run as a task of the supervisor."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            task_status.started()
-            await self._ended.wait()
-            try:
+        """Own the guest's tasks until it has ended; run as a task of the supervisor.
+
+        Nothing but cancellation gets out: what a task of the guest raises ends the guest.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = Bulkhead(tasks, self.crashed)
+                task_status.started()
+                await self._ended.wait()
                 await self._settle()
-            except Exception:
-                log.exception("%s: cannot settle cleanly", self.record.name)
-            finally:
-                self.settled.set()
                 tasks.cancel_scope.cancel()
+        except Exception:  # no step of the end lets one out, and no task does
+            log.exception("%s: cannot end cleanly", self.record.name)
+        finally:
+            self.settled.set()
+
+    def crashed(self, exc: Exception) -> None:
+        """End the guest for a fault of ours: nobody else has to suffer for it, and the engine learns why."""
+        log.error("%s: internal error", self.record.name, exc_info=exc)
+        if self._fault is None:
+            self._fault = f"internal error: {exc or type(exc).__name__}"
+            if not self._ended.is_set() and self._tasks is not None:
+                self._tasks.start_soon(self._wreck, name="wreck")
+
+    def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Return a callback whose failure ends the guest; the loop would only log it, and the guest live on deaf."""
+
+        @functools.wraps(function)
+        def call(*args: object, **named: object) -> None:
+            try:
+                function(*args, **named)
+            except Exception as exc:
+                self.crashed(exc)
+
+        return call
+
+    async def _wreck(self) -> None:
+        """End the guest by its driver if that still can, and by the kernel if not."""
+        try:
+            if self.driver is not None:
+                self.driver.destroy()
+        except Exception:
+            log.exception("%s: its driver cannot destroy it", self.record.name)
+        else:
+            with anyio.move_on_after(END_PATIENCE):
+                await self._ended.wait()
+        if not self._ended.is_set():
+            await anyio.to_thread.run_sync(self.kill_group)
+            self._ended.set()
+
+    def kill_group(self) -> None:
+        """Kill what is in the container's cgroup; without one, the machine's process (blocks)."""
+        try:
+            if self.record.cgroup:
+                self.cgroup.kill_all()
+                return
+            with contextlib.closing(Process(stub.read_pid(self.directory) or -1)) as vmm:
+                vmm.send(9)
+        except (CgroupError, OSError) as exc:
+            log.warning("%s: %s", self.record.name, exc)
 
     def listen(self) -> None:
         """Start console, bell and stub watch (the stub exists or is about to)."""
@@ -152,18 +220,26 @@ class Guest:
         self.console.start(self._tasks)
         for stream in self.streams.values():
             stream.start(self._tasks)
-        asyncio.get_running_loop().add_reader(self._bell, self._rang)
-        if self.record.terminal and not self.record.attached:
+        asyncio.get_running_loop().add_reader(self._bell, self._guarded(self._rang))
+        if self.record.engine_terminal:
             self._tasks.start_soon(self._watch_size, name="size")
 
-    def open_channels(self) -> None:
-        """Make the named streams, or take them up again."""
-        channels.open_all(self.streams, self._config, self)
+    def equip(self, driver: Driver, held: Held) -> Console:
+        """Give it its machine's driver and its streams; the same for one that is made and one that is taken over.
 
-    async def close_channels(self) -> None:
-        """Let go of the named streams; their logs are completed first."""
+        :param held: what the init process keeps of the console, or will.
+        """
+        self.driver = driver
+        self.console = Console(self, self._config.console, plans(self.record), held, driver.console())
+        channels.open_all(self.streams, self._config, self)
+        return self.console
+
+    async def close_streams(self) -> None:
+        """Let go of console and named streams; their logs are completed first."""
         for stream in self.streams.values():
             await stream.close()
+        if self.console is not None:
+            await self.console.close()
 
     def stream(self, name: str | None) -> Stream | None:
         """Return the stream that is meant (``channels.resolve``); None: the guest has ended, or is not made yet.
@@ -188,7 +264,7 @@ class Guest:
     def hold_stub(self, process: Process) -> None:
         """Watch the stub: its death means that the engine gave up."""
         self.stub = process
-        process.watch(self._abandoned)
+        process.watch(self._guarded(self._abandoned))
 
     def _rang(self) -> None:
         try:
@@ -213,12 +289,12 @@ class Guest:
         """Return what the driver is to call."""
         return Told(
             self._ended.set,
-            self._done,
-            self._say,
+            self._guarded(self._done),
+            self._guarded(self._say),
             self.note,
-            functools.partial(hearsay.paused, self),
-            functools.partial(hearsay.resumed, self),
-            functools.partial(hearsay.again, self),
+            self._guarded(functools.partial(hearsay.paused, self)),
+            self._guarded(functools.partial(hearsay.resumed, self)),
+            self._guarded(functools.partial(hearsay.again, self)),
             functools.partial(hearsay.enrol, self),
             init=self.record.pid,
         )
@@ -267,7 +343,7 @@ class Guest:
 
         With an engine's terminal that one counts: the engine's user sees the same screen, and cannot be told.
         """
-        if self.driver is None or self.settled.is_set() or (self.record.terminal and not self.record.attached):
+        if self.driver is None or self.settled.is_set() or self.record.engine_terminal:
             return
         guest = self.driver.abilities.resizes
         if guest is None:
@@ -311,25 +387,40 @@ class Guest:
     # Section: the end
 
     async def _settle(self) -> None:
+        """Take every step of the end. Cancelled it leaves the rest to the next supervisor."""
+        steps = Steps(self.record.name)
+        delivered = False
+        with steps.attempt("bring the last bytes of the console to its readers"):
+            delivered = self.console is None or await self.console.drain()
+        with steps.attempt("look at the end of the console"):
+            if self.watching is not None:
+                await self.watching.finish()
+        with steps.attempt("bring the last bytes of the channels to their readers"):
+            await together(*(stream.drain for stream in self.streams.values()))
+        verdict = Verdict(INTERNAL, self._fault or "internal error: nobody can say how it ended")
+        with steps.attempt("find out how it ended"):
+            said = self._verdict()
+            verdict = said if self._fault is None else Verdict(said.code or INTERNAL, self._fault)
+        # First the record, then the engine: whoever sees the exit finds the state that belongs to it.
+        with steps.attempt("write its end down"):
+            self.stopped(verdict, delivered=delivered)
+        if not delivered:
+            log.warning("%s: the engine did not take the last bytes of the console", self.record.name)
+        await self._let_go(steps)
+        self._tell_stub(verdict.code)
+
+    def stopped(self, verdict: Verdict, *, delivered: bool) -> None:
+        """Take the end into the record and the event log.
+
+        :param delivered: whether the engine got all that the guest printed.
+        """
         record = self.record
-        delivered = True
-        if self.console is not None:
-            delivered = await self.console.drain()
-        if self.watching is not None:
-            await self.watching.finish()
-        await together(*(stream.drain for stream in self.streams.values()))
-        verdict = self._verdict()
         record.status = Status.STOPPED
         record.exit_code, record.reason = verdict
         record.finished = time.time()
-        # First the record, then the engine: whoever sees the exit finds the state that belongs to it.
-        self.save()
+        self.keep()
         self.note("exit", code=verdict.code, reason=verdict.reason, delivered=delivered)
         log.info("%s: ended with %d: %s", record.name, verdict.code, verdict.reason)
-        if not delivered:
-            log.warning("%s: the engine did not take the last bytes of the console", record.name)
-        await self._let_go()
-        self._tell_stub(verdict.code)
 
     def _verdict(self) -> Verdict:
         if self.driver is None:
@@ -341,16 +432,20 @@ class Guest:
             oom_kills = 0
         return self.driver.settle(Evidence(record.killed_by, oom_kills, record.booted))
 
-    async def _let_go(self) -> None:
+    async def _let_go(self, steps: Steps) -> None:
         if self._bell >= 0:
             asyncio.get_running_loop().remove_reader(self._bell)
             os.close(self._bell)
             self._bell = -1
-        if self.driver is not None:
-            await self.driver.release()
-        await self.close_channels()
-        if self.console is not None:
-            await self.console.close()
+        with steps.attempt("let go of its machine"):
+            if self.driver is not None:
+                await self.driver.release()
+        for stream in self.streams.values():
+            with steps.attempt("close a channel"):
+                await stream.close()
+        with steps.attempt("close its console"):
+            if self.console is not None:
+                await self.console.close()
 
     def tell_again(self) -> None:
         """An earlier supervisor saved the end and may have died before it told the init process (which is held)."""
@@ -361,12 +456,20 @@ class Guest:
             return
         self.stub.unwatch()
         try:
-            fd = os.open(os.path.join(self.directory, "exit"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
+            fd = self._exit_fifo(self.stub)
+            try:
+                os.write(fd, b"%d\n" % code)  # stays in the FIFO: the stub itself holds it open
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            log.warning("%s: cannot tell the init process its exit code: %s", self.record.name, exc)
             self.stub.send(9)
-        else:
-            os.write(fd, b"%d\n" % code)  # stays in the FIFO: the stub itself holds it open
-            os.close(fd)
+
+    def _exit_fifo(self, process: Process) -> int:
+        try:
+            return os.open(os.path.join(self.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # the record was removed: the init process still has it
+            return stub.take(process.fd, stub.Fd.EXIT)
 
     # Section: what verbs do; the caller holds the lock
 
@@ -405,13 +508,13 @@ class Guest:
         # Before the guest can run: a crash right behind `cont` must find a record that says so.
         self.record.booted = True
         self.record.started, self.started_at = time.time(), time.monotonic()
-        self._store.save(msgspec.structs.replace(self.record, status=Status.RUNNING))
         try:
+            self._store.save(msgspec.structs.replace(self.record, status=Status.RUNNING))
             await driver.start()
         except BaseException as exc:
             self.record.killed_by = self.record.killed_by or 9
             reason = self._failure()
-            driver.destroy()
+            self._put_down(driver)
             with anyio.move_on_after(END_PATIENCE, shield=True):
                 await self.settled.wait()
             if isinstance(exc, BackendError) and reason:
@@ -443,7 +546,7 @@ class Guest:
     def _take(self, step: lifecycle.Step) -> None:
         if not self._ended.is_set():
             self.record.status = step.status
-            self.save()
+            self.keep()
 
     async def signal(self, number: int) -> None:
         """Act on a signal as ``runphi_async.oci.signals`` says."""
@@ -477,8 +580,15 @@ class Guest:
             raise StateError("container not running")
         driver = self._drive()
         self.record.killed_by = number
-        self.save()
-        driver.destroy()
+        self.keep()
+        self._put_down(driver)
+
+    def _put_down(self, driver: Driver) -> None:
+        """Have the driver destroy the guest; if it cannot, that is done without it."""
+        try:
+            driver.destroy()
+        except Exception as exc:
+            self.crashed(exc)
 
     async def end(self) -> None:
         """Destroy the guest if it lives and wait, within bounds, until its end is settled."""
@@ -487,7 +597,7 @@ class Guest:
             return
         if self.driver is not None and not self._ended.is_set() and not self.settled.is_set():
             self.record.killed_by = self.record.killed_by or 9
-            self.driver.destroy()
+            self._put_down(self.driver)
         with anyio.move_on_after(END_PATIENCE):
             await self.settled.wait()
             return

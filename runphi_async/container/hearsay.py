@@ -51,8 +51,8 @@ class Guest(Protocol):
         """Write an event."""
         ...
 
-    def save(self) -> None:
-        """Write the record."""
+    def keep(self) -> None:
+        """Write the record, as far as that is possible."""
         ...
 
     def save_boot(self) -> None:
@@ -74,7 +74,7 @@ def _stands(guest: Guest, expected: Status, event: Event, by: str) -> None:
     if guest.record.status is not expected:
         return  # nothing new
     guest.record.status = guest.decide(event).status
-    guest.save()
+    guest.keep()
     guest.note(event, by=by)
     log.warning("%s: %sd by %s", guest.record.name, event, by)
 

@@ -17,20 +17,18 @@ import anyio
 import msgspec
 
 from backends import detect
-from backends.base import Accounting
+from backends.base import Accounting, Verdict
 from consoles.sharedmem import shmfiles
 from runphi_async import digits, regular
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.container.guest import Guest
-from runphi_async.errors import CgroupError, RunphiError, StateError
-from runphi_async.host.cgroup import Cgroup, hierarchies
+from runphi_async.errors import RunphiError, StateError
 from runphi_async.host.files import boot_id
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import VERSION, Record
-from runphi_async.terminals.console import Console, take_back
-from runphi_async.terminals.consolelogs import plans
+from runphi_async.terminals.console import take_back
 
 if TYPE_CHECKING:
     from backends.base import Backend, Driver
@@ -209,7 +207,7 @@ async def _give_up(supervisor: Supervisor, guest: Guest) -> None:
     """End a guest that could not be taken over, by whatever way is left."""
     guest.last_resort = None
     process = _living_stub(guest.record)
-    await anyio.to_thread.run_sync(_kill_group, guest.record)
+    await anyio.to_thread.run_sync(guest.kill_group)
     if guest.alive:  # it was taken over far enough to come to an end of its own
         await _bury_machine(supervisor, guest)
         await guest.give_up()
@@ -231,7 +229,7 @@ async def _bury(supervisor: Supervisor, guest: Guest, process: Process | None) -
     record = guest.record
     vmm = stub.read_pid(guest.directory)
     if vmm is not None and record.boot_id == boot_id():
-        await anyio.to_thread.run_sync(_kill_group, record)
+        await anyio.to_thread.run_sync(guest.kill_group)
     await _bury_machine(supervisor, guest)
     if process is not None:
         process.send(9)
@@ -241,10 +239,7 @@ async def _bury(supervisor: Supervisor, guest: Guest, process: Process | None) -
         await guest.forget()
         supervisor.drop(guest)
         return
-    record.status = Status.STOPPED
-    record.exit_code, record.reason = 128 + 9, "the init process was killed while no supervisor ran"
-    guest.save()
-    guest.note("exit", code=record.exit_code, reason=record.reason, delivered=False)
+    guest.stopped(Verdict(128 + 9, "the init process was killed while no supervisor ran"), delivered=False)
     guest.settled.set()
 
 
@@ -270,20 +265,10 @@ async def _release(supervisor: Supervisor, guest: Guest) -> None:
         log.warning("%s: cannot let go of what it had: %r", record.name, exc)
 
 
-def _kill_group(record: Record) -> None:
-    try:
-        Cgroup(record.cgroup, hierarchies()).kill_all()
-    except (CgroupError, OSError) as exc:
-        log.warning("%s: %s", record.name, exc)
-
-
 async def _adopt(supervisor: Supervisor, guest: Guest, process: Process) -> None:
     record = guest.record
     driver = (await _backend(supervisor, record)).recall(record.plan, guest.directory)
-    guest.driver = driver
-    held = take_back(process.fd, record.terminal and not record.attached)
-    guest.console = Console(guest, supervisor.config.console, plans(record), held, driver.console())
-    guest.open_channels()
+    guest.equip(driver, take_back(process.fd, record.engine_terminal))
     guest.open_bell()
     await supervisor.enliven(guest)
     guest.hold_stub(process)

@@ -18,9 +18,8 @@ from runphi_async.oci.signals import Meaning
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from anyio.abc import TaskGroup
-
     from backends.base import Driver, Signals
+    from runphi_async.aio.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Stopping:
         self._listening = False
         self._asked = False
 
-    async def deliver(self, driver: Driver, tasks: TaskGroup, number: int, what: Meaning) -> None:
+    async def deliver(self, driver: Driver, tasks: Tasks, number: int, what: Meaning) -> None:
         """Pass a signal on, or do what it means."""
         signals, asked = driver.abilities.signals, driver.abilities.stops
         try:

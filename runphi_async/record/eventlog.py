@@ -78,6 +78,9 @@ class EventLog:
             return
         try:
             os.write(fd, line)
+        except OSError as exc:  # its disk is full: what happens to the container matters more
+            log.error("cannot write an event into %s: %s", directory, exc.strerror)
+            return
         finally:
             os.close(fd)
         self._numbers[directory] = number

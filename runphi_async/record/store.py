@@ -83,6 +83,11 @@ class Record(msgspec.Struct, kw_only=True):
     #: whatever the backend needs to adopt the guest
     plan: msgspec.Raw = msgspec.Raw(b"null")
 
+    @property
+    def engine_terminal(self) -> bool:
+        """Whether the console is a terminal that an engine holds, and not the client of ``run``."""
+        return self.terminal and not self.attached
+
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)

@@ -15,7 +15,6 @@ import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
-import anyio.abc
 
 from consoles.streams import terminal
 from consoles.streams.fifo import FifoSource
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from consoles.sources.base import Source
+    from runphi_async.aio.tasks import Tasks
     from runphi_async.config.schema import Console as Limits
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.terminals.stream import Owner
@@ -114,7 +114,7 @@ class Console(Stream):
         self.stdio = StdioSink(held.journal, held.cursors[0], out, self.hub.progress)
         self.hub.add_sink(self.stdio, first=True)
 
-    def start(self, tasks: anyio.abc.TaskGroup) -> None:
+    def start(self, tasks: Tasks) -> None:
         """Begin to listen, before the guest's first instruction."""
         super().start(tasks)
         self._stdin = StdinSource(self._stdin_fd, self.input, self.typed, self._on_eof)

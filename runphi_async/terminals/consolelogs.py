@@ -14,11 +14,10 @@ from runphi_async.partition.logplan import LogPlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from anyio.abc import TaskGroup
-
     from consoles.streams.hub import Hub
     from consoles.streams.journal import Journal
     from consoles.streams.sinks.logfile import LogSink, LogStatistics
+    from runphi_async.aio.tasks import Tasks
     from runphi_async.record.store import Record
 
 
@@ -85,7 +84,7 @@ class ConsoleLogs:
             hold=hold,
         )
 
-    def start(self, tasks: TaskGroup) -> None:
+    def start(self, tasks: Tasks) -> None:
         """Begin to write."""
         for sink in self.sinks:
             tasks.start_soon(sink.run, name=f"log {sink.kind}")

@@ -15,11 +15,10 @@ from runphi_async.terminals.consolelogs import ConsoleLogs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import anyio.abc
-
     from consoles.sources.base import Source
     from consoles.streams.journal import Journal
     from consoles.streams.sinks.attach import AttachSink, Outlet
+    from runphi_async.aio.tasks import Tasks
     from runphi_async.config.schema import Console as Limits
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.record.store import Record
@@ -97,7 +96,7 @@ class Stream:
         hold = window // 2
         self.logs = ConsoleLogs(self.hub, logs.plans, logs.directory, cursor=logs.cursor, hold=hold, note=logs.note)
 
-    def start(self, tasks: anyio.abc.TaskGroup) -> None:
+    def start(self, tasks: Tasks) -> None:
         """Begin to listen, before the guest's first instruction."""
         self.logs.start(tasks)
         self.hub.start()

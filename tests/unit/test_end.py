@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a container is guaranteed, and nobody else's: whatever raises, the engine hears a code, others live on."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from backends.base import Abilities
+from runphi_async.container import guest as guests
+from runphi_async.record.lifecycle import Status
+from runphi_async.terminals.console import Console
+from runphi_async.testing.backend import FakeDriver
+from tests.unit.clikit import answer
+from tests.unit.consolekit import until
+from tests.unit.containerkit import House, house, settled
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from runphi_async.container.guest import Guest
+    from runphi_async.record.store import Record
+
+
+class Full:
+    """A disk without room: what a write says of it."""
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state.json")
+
+
+class Deaf:
+    """Somebody in a guest who can be given a signal, of whom nobody can tell what became of it."""
+
+    async def deliver(self, signal: int) -> bool:
+        return True
+
+    def unheard(self) -> float | None:
+        return fails()
+
+
+def fails(*_: object, **__: object) -> NoReturn:
+    raise ZeroDivisionError("nobody thought of this")
+
+
+async def fails_later(*_: object, **__: object) -> NoReturn:
+    raise ZeroDivisionError("nobody thought of this")
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[House]:
+    """A house in a task of its own: a task group is left by the task that entered it."""
+    made: asyncio.Future[House] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    async def hold() -> None:
+        async with house(tmp_path) as found:
+            made.set_result(found)
+            await over.wait()
+
+    task = asyncio.create_task(hold())
+    yield await made
+    over.set()
+    await task
+
+
+async def running(place: House, name: str = "c1") -> Guest:
+    guest = await place.create(name)
+    await guest.start()
+    return guest
+
+
+async def check(place: House, guest: Guest, other: Guest, code: int, reason: str) -> None:
+    """The engine heard the code, the state says why, the other one lives on, and both can be deleted."""
+    await settled(guest)
+    name = guest.record.name
+    assert await place.said(name) == code
+    call = await answer(place.supervisor, "--root", place.root, "state", name)
+    assert '"status": "stopped"' in call.said(b"o") or '"status":"stopped"' in call.said(b"o")
+    assert guest.record.exit_code == code
+    assert reason in (guest.record.reason or "")
+    assert other.record.status is Status.RUNNING
+    assert (await answer(place.supervisor, "--root", place.root, "pause", "other")).status == 0
+    assert (await answer(place.supervisor, "--root", place.root, "resume", "other")).status == 0
+    for gone in (name, "other"):
+        deleted = await answer(place.supervisor, "--root", place.root, "delete", "--force", gone)
+        assert (deleted.status, deleted.frames[:-1]) == (0, [])
+    assert os.listdir(place.path / "run") == []
+
+
+async def test_a_full_disk_keeps_nobody_from_ending(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, guest = await running(place, "other"), await running(place)
+    monkeypatch.setattr(place.supervisor.store, "save", Full())
+    await guest.signal(15)
+    await check(place, guest, other, 0, "exited with 0")
+
+
+async def test_a_kill_on_a_full_disk(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, guest = await running(place, "other"), await running(place)
+    monkeypatch.setattr(place.supervisor.store, "save", Full())
+    await guest.signal(9)
+    await check(place, guest, other, 137, "killed by signal 9")
+
+
+async def test_a_record_that_was_removed(place: House) -> None:
+    other, guest = await running(place, "other"), await running(place)
+    shutil.rmtree(guest.directory)
+    await guest.signal(9)
+    await check(place, guest, other, 137, "killed by signal 9")
+
+
+async def test_a_start_that_cannot_be_written_down_ends_the_container(
+    place: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, guest = await running(place, "other"), await place.create("c1")
+    monkeypatch.setattr(place.supervisor.store, "save", Full())
+    with pytest.raises(OSError, match="No space left"):
+        await guest.start()
+    await check(place, guest, other, 137, "killed by signal 9")
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "reason"),
+    [
+        ("settle", 125, "internal error: nobody can say how it ended"),
+        ("destroy", 137, "internal error: nobody thought of this"),
+    ],
+)
+async def test_a_driver_that_fails(
+    place: House, method: str, code: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, guest = await running(place, "other"), await running(place)
+    monkeypatch.setattr(place.drivers["c1"], method, fails)
+    await guest.signal(9)
+    await check(place, guest, other, code, reason)
+
+
+async def test_a_driver_that_does_not_let_go(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, guest = await running(place, "other"), await running(place)
+    let_go = place.drivers["c1"].release
+    monkeypatch.setattr(place.drivers["c1"], "release", fails_later)
+    await guest.signal(9)
+    await check(place, guest, other, 137, "killed by signal 9")
+    await let_go()
+
+
+async def test_a_driver_that_fails_at_the_bell(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for what it does there: it would never have said that the guest has ended."""
+    other, guest = await running(place, "other"), await running(place)
+    monkeypatch.setattr(guests, "END_PATIENCE", 0.2)
+    monkeypatch.setattr(place.drivers["c1"], "rang", fails)
+    (Path(guest.directory) / "bell").write_text("\n")
+    await check(place, guest, other, 137, "internal error: nobody thought of this")
+
+
+async def test_a_driver_that_cannot_tell_whether_a_signal_was_taken(
+    place: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is a task of the guest: its crash ended the supervisor, and with it every verb."""
+    other, guest = await running(place, "other"), await running(place)
+
+    driver = place.drivers["c1"]
+    asked = driver.abilities._replace(signals=Deaf())
+    monkeypatch.setattr(FakeDriver, "abilities", property(lambda self: asked if self is driver else Abilities()))
+    await guest.signal(15)
+    await check(place, guest, other, 137, "internal error: nobody thought of this")
+
+
+@pytest.mark.parametrize("part", ["drain", "close"])
+async def test_a_console_that_fails(place: House, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, guest = await running(place, "other"), await running(place)
+    assert guest.console is not None
+    close = guest.console.close
+    monkeypatch.setattr(guest.console, part, fails_later)
+    await guest.signal(9)
+    await check(place, guest, other, 137, "killed by signal 9")
+    if part == "close":
+        await close()
+
+
+async def test_a_task_of_its_console_that_fails(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = await running(place, "other")
+    monkeypatch.setattr(Console, "start", lambda self, tasks: tasks.start_soon(fails_later))
+    guest = await place.create("c1")
+    await check(place, guest, other, 137, "internal error: nobody thought of this")
+
+
+async def test_a_save_that_fails_for_what_others_told(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else pauses the guest while there is no room: it goes on, and what it is stays known."""
+    guest = await running(place)
+    monkeypatch.setattr(place.supervisor.store, "save", Full())
+    guest.told().paused("somebody")
+    assert guest.record.status is Status.PAUSED
+    assert not guest.settled.is_set()
+    await guest.resume()
+    await guest.signal(9)
+    await settled(guest)
+    assert await place.said("c1") == 137
+
+
+async def test_the_end_is_on_disk_before_the_engine_hears_of_it(place: House) -> None:
+    guest = await running(place)
+    saved: list[Record | None] = []
+    release = place.drivers["c1"].release
+
+    async def look() -> None:
+        saved.append(place.supervisor.store.load("c1"))
+        await release()
+
+    place.drivers["c1"].release = look  # type: ignore[method-assign]
+    await guest.signal(9)
+    await settled(guest)
+    assert await place.said("c1") == 137
+    assert saved[0] is not None
+    assert (saved[0].status, saved[0].exit_code) == (Status.STOPPED, 137)
+    await until(lambda: b'"exit"' in place.supervisor.events.read(guest.directory, 0), "the event")
