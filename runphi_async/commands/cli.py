@@ -139,6 +139,8 @@ async def run(call: Call, supervisor: Supervisor) -> None:
             _check_allowed(name)
         parser, module = verb_parser(name)
         arguments = parser.parse_args([] if given.version else given.rest)
+        if getattr(arguments, "id", None) is not None:
+            await supervisor.adopted(arguments.id)
         status = await module.run(call, supervisor, options, arguments)
         await call.send(wire.EXIT, b"%d" % (status or 0))
     except HelpAsked as asked:

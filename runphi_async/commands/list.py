@@ -8,6 +8,7 @@ import pwd
 from asyncio.subprocess import DEVNULL, PIPE
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
 from runphi_async.commands.cli import PassThrough
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Seconds that the ordinary runtime may take to list its own.
 PATIENCE = 20.0
+#: Seconds that a supervisor that has just started may take to find out how its containers are; then they are shown as
+#: their records have them.
+ADOPTION_PATIENCE = 2.0
 
 
 def arguments(parser: Parser) -> None:
@@ -36,6 +40,8 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """List the containers of --root; without --root all of ours."""
+    with anyio.move_on_after(ADOPTION_PATIENCE):
+        await supervisor.recovered.wait()
     ours = [g for g in supervisor.guests.values() if not options.root_given or g.record.root == options.root]
     if not ours and supervisor.config.real_runc() is not None and not call.restricted:
         raise PassThrough

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from backends import detect
+from backends.base import Accounting
 from consoles.streams import terminal
 from runphi_async import regular
 from runphi_async.aio.waiting import together
@@ -163,6 +164,8 @@ class Creation:
         self._check_terminal()
         spec = await anyio.to_thread.run_sync(self._guest_spec)
         backend = await detect.backend(self._request.backend or self._config.backend, self._supervisor.detection)
+        if isinstance(backend, Accounting):  # what it frees as nobody's must not be what is claimed here
+            await self._supervisor.recovered.wait()
         plan = await backend.plan(spec)
         guest = self._claim(backend, plan, spec)
         plan = await backend.claim(spec, plan, guest.record.name)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After a supervisor died: find every container again and go on where it stood, before any verb is answered.
+"""After a supervisor died: find every container again and go on where it stood.
+
+First all records are found, which asks nobody; then all containers are taken over side by side, and verbs are
+answered meanwhile: one that is about a container waits until that one is taken over, and for no other.
 
 What can be found of a guest lies in its record, in its stub and in the VMM; nothing is believed that the kernel
 does not confirm (pid and start time, pidfd).
@@ -7,6 +10,7 @@ does not confirm (pid and start time, pidfd).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -31,6 +35,8 @@ from runphi_async.record.store import VERSION, Record
 from runphi_async.terminals.console import take_back
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backends.base import Backend, Driver
     from runphi_async.container.registry import Supervisor
 
@@ -40,28 +46,56 @@ log = logging.getLogger(__name__)
 LEDGERED: Final = "jailhouse"
 
 
-async def all_guests(supervisor: Supervisor) -> None:
-    """Bring every record back to life, or to its end; one bad record hides no other."""
-    run_dir = supervisor.store.run_dir
-    try:
-        for name in await anyio.to_thread.run_sync(shmfiles.sweep, run_dir, supervisor.store.names()):
-            log.warning("removed /dev/shm/%s, which was left over", name)
-    except OSError as exc:
-        log.error("cannot sweep /dev/shm: %s", exc)
-    for name in supervisor.store.names():
-        # Whatever it is: the next supervisor would end of it, too, and with it every verb of every container.
+class Recovery:
+    """What a supervisor does once, when it starts."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        supervisor.recovered = anyio.Event()
+
+    async def find(self) -> None:
+        """Find every record, so that verbs know of all; one bad record hides no other."""
+        supervisor = self._supervisor
+        run_dir = supervisor.store.run_dir
         try:
-            await _one(supervisor, name)
+            for name in await anyio.to_thread.run_sync(shmfiles.sweep, run_dir, supervisor.store.names()):
+                log.warning("removed /dev/shm/%s, which was left over", name)
+        except OSError as exc:
+            log.error("cannot sweep /dev/shm: %s", exc)
+        for name in supervisor.store.names():
+            with self._contained(name):
+                await _find(supervisor, name)
+
+    async def adopt(self) -> None:
+        """Bring every container back to life, or to its end; one that does not answer keeps no other waiting."""
+        async with anyio.create_task_group() as tasks:
+            for name in self._supervisor.adopting:
+                tasks.start_soon(self._adopt, name, name=f"adopt {name}")
+        try:
+            await _look_over(self._supervisor)
+        except Exception:
+            log.exception("ledger: cannot compare it with the hypervisor")
+        self._supervisor.recovered.set()
+
+    async def _adopt(self, name: str) -> None:
+        guest = self._supervisor.guests[name]
+        try:
+            with self._contained(name):
+                await _take_over(self._supervisor, guest)
+        finally:
+            self._supervisor.adopting.pop(name).set()
+
+    @contextlib.contextmanager
+    def _contained(self, name: str) -> Iterator[None]:
+        """Whatever is wrong with one: the next supervisor would end of it, too, and with it every verb of all."""
+        try:
+            yield
         except (RunphiError, OSError, msgspec.MsgspecError) as exc:
             log.error("%s: cannot recover: %s", name, exc)
-            _keep_sick(supervisor, name, str(exc))
+            _keep_sick(self._supervisor, name, str(exc))
         except Exception as exc:
             log.exception("%s: cannot recover", name)
-            _keep_sick(supervisor, name, str(exc))
-    try:
-        await _look_over(supervisor)
-    except Exception:
-        log.exception("ledger: cannot compare it with the hypervisor")
+            _keep_sick(self._supervisor, name, str(exc))
 
 
 async def _look_over(supervisor: Supervisor) -> None:
@@ -84,7 +118,7 @@ async def _look_over(supervisor: Supervisor) -> None:
             guest.note("ledger", problem=odd.text)
 
 
-async def _one(supervisor: Supervisor, name: str) -> None:
+async def _find(supervisor: Supervisor, name: str) -> None:
     store = supervisor.store
     record = await _record(supervisor, name)
     if record is None:
@@ -92,7 +126,12 @@ async def _one(supervisor: Supervisor, name: str) -> None:
         shmfiles.unlink(store.directory(name))
         await anyio.to_thread.run_sync(store.remove, name, None, name)
         return
-    guest = supervisor.adopt(Guest(record, store, supervisor.config, supervisor.events))
+    supervisor.adopt(Guest(record, store, supervisor.config, supervisor.events))
+    supervisor.adopting[name] = anyio.Event()
+
+
+async def _take_over(supervisor: Supervisor, guest: Guest) -> None:
+    record = guest.record
     process = _living_stub(record)
     if record.status is Status.STOPPED:
         await _release(supervisor, guest)  # our predecessor may have died between saving the end and this
@@ -107,7 +146,7 @@ async def _one(supervisor: Supervisor, name: str) -> None:
         process.close()
         raise StateError(f"another version of runPHI made it (record {record.version}, here {VERSION})")
     await _adopt(supervisor, guest, process)
-    log.info("%s: adopted, %s", name, record.status)
+    log.info("%s: adopted, %s", record.name, record.status)
 
 
 async def _record(supervisor: Supervisor, name: str) -> Record | None:

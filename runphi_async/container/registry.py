@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from backends.detect import Detection
 from runphi_async.errors import NotFoundError
 from runphi_async.record.eventlog import EventLog
@@ -29,6 +31,11 @@ class Supervisor:
         self.detection = Detection(config, run_dir, {}, self.hypervisor)
         self.guests: dict[str, Guest] = {}
         self.tasks: TaskGroup | None = None
+        #: containers that are still to be taken over from an earlier supervisor; set, and gone, when they are
+        self.adopting: dict[str, anyio.Event] = {}
+        #: set when all of them are, and what they have is compared with the hypervisors
+        self.recovered = anyio.Event()
+        self.recovered.set()  # until a recovery begins there is nothing to wait for
         #: members of this group may use consoles; -1: there is none
         self.group = -1
 
@@ -47,6 +54,12 @@ class Supervisor:
         """Start the guest's own task."""
         assert self.tasks is not None
         await self.tasks.start(guest.live, name=f"guest {guest.record.name}")
+
+    async def adopted(self, container_id: str) -> None:
+        """Wait until whatever container goes by this id or name is taken over from an earlier supervisor."""
+        for name, done in list(self.adopting.items()):
+            if container_id in (name, self.guests[name].record.id):
+                await done.wait()
 
     def find(self, container_id: str, root: str) -> Guest:
         """Return the container ``container_id`` of ``root``.

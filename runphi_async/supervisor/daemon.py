@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """runphid: the one asyncio process that holds every guest and answers every verb.
 
-It may die at any moment: guests go on, and the next one adopts them (``runphi_async.container.recover``) before it
-answers.
+It may die at any moment: guests go on, and the next one finds them before it answers, and adopts them while it does
+(``runphi_async.container.recover``).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import grp
@@ -26,7 +25,7 @@ from backends.detect import look_ahead
 from runphi_async import wire
 from runphi_async.aio import allocator, threads
 from runphi_async.config.loading import load
-from runphi_async.container import recover
+from runphi_async.container.recover import Recovery
 from runphi_async.container.registry import Supervisor
 from runphi_async.errors import CgroupError, ConfigError, RunphiError
 from runphi_async.host import cgroup
@@ -223,14 +222,15 @@ def _say(fd: int, text: bytes) -> None:
 async def _main(config: Config, run_dir: str, listener: socket.socket, ready: int, group: int) -> None:
     supervisor = Supervisor(config, run_dir)
     supervisor.group = group
-    asyncio.get_running_loop().slow_callback_duration = 0.05
     async with anyio.create_task_group() as tasks:
         supervisor.tasks = tasks
         if supervisor.hypervisor is not None:
             tasks.start_soon(supervisor.hypervisor.run, name="hypervisor console")
-        await recover.all_guests(supervisor)
+        recovery = Recovery(supervisor)
+        await recovery.find()
+        tasks.start_soon(recovery.adopt, name="recovery")
         _ready(ready)
-        tasks.start_soon(Server(supervisor).serve, listener)
+        tasks.start_soon(Server(supervisor).serve, listener, tasks)
         tasks.start_soon(look_ahead, supervisor.detection, name="look ahead")
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:

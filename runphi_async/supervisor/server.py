@@ -18,6 +18,7 @@ from runphi_async.wire.outgoing import ClientGone
 if TYPE_CHECKING:
     import socket
 
+    from runphi_async.aio.tasks import Tasks
     from runphi_async.container.registry import Supervisor
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,8 @@ class Server:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Accept clients until cancelled."""
-        assert self._supervisor.tasks is not None
+    async def serve(self, listener: socket.socket, tasks: Tasks) -> None:
+        """Accept clients until cancelled; each call gets a task."""
         while True:
             await anyio.wait_readable(listener)
             try:
@@ -43,9 +43,10 @@ class Server:
                 await anyio.sleep(0.1)
                 continue
             sock.setblocking(False)
-            self._supervisor.tasks.start_soon(self._answer, Call(sock, self._supervisor.group))
+            tasks.start_soon(self.answer, Call(sock, self._supervisor.group))
 
-    async def _answer(self, call: Call) -> None:
+    async def answer(self, call: Call) -> None:
+        """Read a call, carry out its verb and hang up; whatever goes wrong with it is that client's alone."""
         try:
             await call.receive()
             call.listen()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from backends.base import Told
 from runphi_async.config.schema import Config, Console, Log
 from runphi_async.container.guest import Guest
 from runphi_async.container.registry import Supervisor
@@ -26,7 +27,7 @@ from runphi_async.testing.backend import FakeBackend
 from tests.unit.consolekit import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from runphi_async.testing.backend import FakeDriver
@@ -83,23 +84,9 @@ class House:
         lifeline = Lifeline(name, ())
         try:
             console = guest.equip(driver, lifeline.held())
-            inherited = driver.inheritance()
             exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
-            stdin, stdout, stderr = lifeline.stdio
-            stdio_cursor, log_cursor = lifeline.cursors
-            held = {
-                stub.Fd.EXIT: exit_fd,
-                stub.Fd.STDOUT: stdout,
-                stub.Fd.STDERR: stderr,
-                stub.Fd.STDIN: stdin,
-                stub.Fd.STDIO_CURSOR: stdio_cursor,
-                stub.Fd.LOG_CURSOR: log_cursor,
-                stub.Fd.CONSOLE: console.output,
-                stub.Fd.BELL: guest.open_bell(),
-                **inherited.kept,
-            }
-            with stub.arranged(held, inherited.extra) as fds:
-                pid = self._spawn(guest.directory, stub.command(driver.command, None), fds)
+            ours = {stub.Fd.EXIT: exit_fd, stub.Fd.CONSOLE: console.output, stub.Fd.BELL: guest.open_bell()}
+            pid = self._spawn(guest.directory, driver, lifeline, ours)
             os.close(exit_fd)
         finally:
             lifeline.close()
@@ -116,10 +103,55 @@ class House:
         await until(lambda: stub.read_pid(guest.directory), "the stub's word about its child")
         return guest
 
-    def _spawn(self, directory: str, argv: list[str], fds: Sequence[int]) -> int:
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in fds]
+    async def leave(self, name: str) -> None:
+        """Leave a guest that runs, as a supervisor does that was killed: its record and its init process."""
+        backend = FakeBackend()
+        record = self.record(name)
+        plan = await backend.plan(GuestSpec(id=name, kind=GuestKind.INMATE, rootfs="/"))
+        record.plan = backend.remember(plan)
+        directory = self.supervisor.store.directory(name)
+        driver = backend.driver(plan, directory)
+        await driver.prepare()
+        for fifo in (*FIFOS, "exit", "bell"):
+            os.mkfifo(os.path.join(directory, fifo), 0o600)
+        lifeline = Lifeline(name, ())
+        held = [
+            os.open(os.path.join(directory, fifo), os.O_RDWR | os.O_CLOEXEC) for fifo in ("exit", "con.out", "bell")
+        ]
+        ours = dict(zip((stub.Fd.EXIT, stub.Fd.CONSOLE, stub.Fd.BELL), held, strict=True))
+        pid = self._pids[name] = self._spawn(directory, driver, lifeline, ours)
+        await driver.watch(Told(lambda: None, lambda printed: None, lambda text: None))
+        await until(lambda: stub.read_pid(directory), "the stub's word about its child")
+        await driver.start()
+        await driver.release()
+        lifeline.close()
+        lifeline.journal.close()
+        for fd in held:
+            os.close(fd)
+        process = Process(pid)
+        record.pid, record.pid_start = pid, process.started
+        process.close()
+        record.status, record.booted, record.started = Status.RUNNING, True, 1.0
+        self.supervisor.store.save(record)
+        self.supervisor.store.save_made(record)
+
+    def _spawn(self, directory: str, driver: FakeDriver, lifeline: Lifeline, ours: Mapping[stub.Fd, int]) -> int:
+        stdin, stdout, stderr = lifeline.stdio
+        stdio_cursor, log_cursor = lifeline.cursors
+        inherited = driver.inheritance()
+        held = {
+            stub.Fd.STDOUT: stdout,
+            stub.Fd.STDERR: stderr,
+            stub.Fd.STDIN: stdin,
+            stub.Fd.STDIO_CURSOR: stdio_cursor,
+            stub.Fd.LOG_CURSOR: log_cursor,
+            **ours,
+            **inherited.kept,
+        }
+        shell = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', directory, *stub.command(driver.command, None)]
+        with stub.arranged(held, inherited.extra) as fds:
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in fds]
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
-        shell = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', directory, *argv]
         pid = os.posix_spawn("/bin/sh", shell, dict(os.environ), file_actions=actions, setsid=True)
         for fd in high:
             os.close(fd)

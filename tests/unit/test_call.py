@@ -323,7 +323,7 @@ async def test_a_large_frame_comes_in_pieces(client: Client) -> None:
 
 async def served(supervisor: Supervisor, client: Client) -> bytes:
     with anyio.fail_after(PATIENCE):
-        answering = asyncio.ensure_future(Server(supervisor)._answer(client.call))
+        answering = asyncio.ensure_future(Server(supervisor).answer(client.call))
         data = await client.answer()
         await answering
     return data
@@ -363,7 +363,7 @@ async def test_a_client_that_leaves_is_no_error(
     monkeypatch.setattr(version, "run", slow)
     client.ask(b"version")
     with anyio.fail_after(PATIENCE):
-        await Server(Supervisor(Config(), str(tmp_path)))._answer(client.call)
+        await Server(Supervisor(Config(), str(tmp_path))).answer(client.call)
     assert caplog.records == []
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from contextlib import asynccontextmanager
@@ -18,16 +19,20 @@ from hypothesis import strategies as st
 
 from backends import detect
 from runphi_async.config.schema import Config, Log
-from runphi_async.container import recover
+from runphi_async.container.recover import Recovery
 from runphi_async.container.registry import Supervisor
 from runphi_async.errors import StateError
 from runphi_async.host.files import boot_id
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import MADE, STATE, VERSION, Record, Store
+from runphi_async.testing.backend import FakeBackend, FakeDriver
 from tests.unit.clikit import answer
+from tests.unit.containerkit import house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from backends.base import Told
 
 
 def record(path: Path, name: str, **fields: object) -> Record:
@@ -59,7 +64,9 @@ async def started(path: Path) -> AsyncIterator[Supervisor]:
     supervisor = Supervisor(Config(log=Log(dir=str(path / "log"))), str(path / "run"))
     async with anyio.create_task_group() as tasks:
         supervisor.tasks = tasks
-        await recover.all_guests(supervisor)
+        recovery = Recovery(supervisor)
+        await recovery.find()
+        await recovery.adopt()
         yield supervisor
         tasks.cancel_scope.cancel()
 
@@ -200,3 +207,45 @@ def test_a_record_that_leads_elsewhere_is_damaged(tmp_path: Path, fields: dict[s
     (tmp_path / "run" / "sick" / STATE).write_bytes(text)
     with pytest.raises(StateError):
         Store(str(tmp_path / "run")).load("sick")
+
+
+async def test_a_guest_that_does_not_answer_keeps_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adopting one took up to a minute when its QEMU was stuck, and every verb on every other waited for it."""
+    answers = anyio.Event()
+
+    class Stuck(FakeDriver):
+        async def adopt(self, told: Told) -> bool | None:
+            if os.path.basename(self.directory) == "stuck":
+                await answers.wait()
+            return await super().adopt(told)
+
+        def __init__(self, directory: str) -> None:
+            super().__init__(directory)
+            self.directory = directory
+
+    monkeypatch.setattr(FakeBackend, "recall", lambda self, plan, directory: Stuck(directory))
+    monkeypatch.setenv(detect.TESTING_VARIABLE, "1")
+    async with house(tmp_path) as place:
+        for name in ("stuck", "well"):
+            await place.leave(name)
+        supervisor, recovery = place.supervisor, Recovery(place.supervisor)
+        await recovery.find()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(recovery.adopt)
+            with anyio.fail_after(10):
+                assert (await answer(supervisor, "--root", place.root, "pause", "well")).status == 0
+            waiting = asyncio.create_task(answer(supervisor, "--root", place.root, "pause", "stuck"))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            assert not supervisor.recovered.is_set()
+            answers.set()
+            assert (await waiting).status == 0
+            with anyio.fail_after(10):
+                await supervisor.recovered.wait()
+            for name in ("stuck", "well"):
+                assert supervisor.guests[name].record.status is Status.PAUSED
+                call = await answer(supervisor, "--root", place.root, "delete", "--force", name)
+                assert (call.status, call.frames[:-1]) == (0, [])
+                assert await place.said(name) == 137
