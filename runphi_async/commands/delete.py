@@ -10,7 +10,7 @@ from runphi_async.commands.cli import find_or_pass
 from runphi_async.container.creation import document
 from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import HookError, NotFoundError, SpecError
-from runphi_async.record.lifecycle import Action, Event
+from runphi_async.record.lifecycle import Event
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -39,15 +39,15 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
             return  # engines force-delete what is gone already
         raise
     event = Event.FORCE_DELETE if given.force else Event.DELETE
-    if Action.DESTROY in guest.decide(event).actions and given.force:
-        await guest.end()  # before the lock: a verb that hangs on this guest must not hold its deletion up
+    guest.lifecycle.check(event)
+    if given.force:
+        await guest.request(event)  # before the lock: a verb that hangs on this guest must not hold its deletion up
     async with guest.lock:
         if supervisor.guests.get(guest.record.name) is not guest:  # somebody else's delete was faster
             if given.force:
                 return
             raise NotFoundError("container does not exist")
-        if Action.DESTROY in guest.decide(event).actions:
-            await guest.end()
+        await guest.request(event)
         state = document(guest).hook_bytes()
         try:
             await run_hooks((await guest.hooks()).poststop, state, kind="poststop", cwd=guest.record.bundle)

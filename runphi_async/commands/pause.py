@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
+from runphi_async.record.lifecycle import Event
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,4 +25,4 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Pause the guest."""
     guest = find_or_pass(supervisor, given.id, options)
     async with guest.lock:
-        await guest.pause()
+        await guest.request(Event.PAUSE)

@@ -40,7 +40,7 @@ async def _numbers(guest: Guest) -> dict[str, Any]:
     record = guest.record
     numbers: dict[str, Any] = {
         "id": record.id,
-        "status": record.status.value,
+        "status": record.status.shown.value,
         "boot": {f"{name}-ms": value for name, value in record.boot.items()},
         "people": _people(guest),
         "rules": {line.name: line.matches for line in guest.watching.lines()} if guest.watching is not None else {},

@@ -402,7 +402,7 @@ class Creation:
     async def _publish(self, guest: Guest) -> None:
         if guest.settled.is_set():
             raise BackendError(f"cannot create the guest: {guest.record.reason}")
-        guest.record.status = guest.decide(Event.MADE).status
+        guest.lifecycle.tell(Event.MADE)
         guest.save()
         pid = b"%d" % guest.record.pid
         write_atomically(os.path.join(guest.directory, "pidfile"), pid)
@@ -427,7 +427,7 @@ def document(guest: Guest) -> State:
     return State(
         id=record.id,
         pid=0 if stopped else record.pid,
-        status=record.status,
+        status=record.status.shown,
         bundle=record.bundle,
         rootfs=record.rootfs,
         created=timestamp(int(record.created * 1_000_000_000)),

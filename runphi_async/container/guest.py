@@ -17,7 +17,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import msgspec
 
 from backends.base import Evidence, Told, Verdict
 from consoles.errors import SourceError
@@ -34,8 +33,7 @@ from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
 from runphi_async.oci import spec as oci
 from runphi_async.oci.signals import Meaning, meaning
-from runphi_async.record import lifecycle
-from runphi_async.record.lifecycle import Action, Event, Status
+from runphi_async.record.lifecycle import Action, Event, Lifecycle, Status
 from runphi_async.terminals import channels
 from runphi_async.terminals.console import Console
 from runphi_async.terminals.consolelogs import plans
@@ -56,6 +54,9 @@ if TYPE_CHECKING:
     from runphi_async.terminals.stream import Stream
 
 log = logging.getLogger(__name__)
+
+#: what signals ask for that the state machine decides about
+_REQUESTS: Final = {Meaning.KILL: Event.KILL, Meaning.STOP: Event.STOP, Meaning.PASS: Event.SIGNAL}
 
 #: Seconds that delete waits for a destroyed guest's end before it goes on without it: delete always ends.
 END_PATIENCE: Final = 10.0
@@ -89,6 +90,16 @@ class Guest:
         self.sick = ""
         self.last_resort: Callable[[], Awaitable[None]] | None = None
         self.stub: Process | None = None
+        #: the only writer of the record's status
+        self.lifecycle = Lifecycle(record)
+        self._actions: dict[Action, Callable[[int], Awaitable[None]]] = {
+            Action.BOOT: self._boot,
+            Action.SUSPEND: self._suspend,
+            Action.CONTINUE: self._continue,
+            Action.DELIVER: self._deliver,
+            Action.DESTROY: self._destroy_for,
+            Action.END: self._end_for,
+        }
         self._store = store
         self._config = config
         self._ended = anyio.Event()
@@ -125,15 +136,6 @@ class Guest:
         """
         try:
             self.save()
-        except OSError as exc:
-            log.error("%s: cannot write its record: %s", self.record.name, exc.strerror)
-
-    def save_boot(self) -> None:
-        """Write the record with a new boot time; while ``start`` is at work the record says that it runs."""
-        running = self.record.status is Status.CREATED
-        record = msgspec.structs.replace(self.record, status=Status.RUNNING) if running else self.record
-        try:
-            self._store.save(record)
         except OSError as exc:
             log.error("%s: cannot write its record: %s", self.record.name, exc.strerror)
 
@@ -278,8 +280,8 @@ class Guest:
     def _abandoned(self) -> None:
         if self._ended.is_set():
             return
-        step = lifecycle.decide(self.record.status, Event.ABANDONED, self.record.id)
-        if Action.DESTROY in step.actions and self.driver is not None:
+        step = self.lifecycle.tell(Event.ABANDONED)
+        if step is not None and step.action is Action.DESTROY and self.driver is not None:
             log.warning("%s: the init process was killed: destroying the guest", self.record.name)
             if self.record.killed_by is None:
                 self.record.killed_by = 9
@@ -415,7 +417,7 @@ class Guest:
         :param delivered: whether the engine got all that the guest printed.
         """
         record = self.record
-        record.status = Status.STOPPED
+        self.lifecycle.tell(Event.ENDED)
         record.exit_code, record.reason = verdict
         record.finished = time.time()
         self.keep()
@@ -493,23 +495,36 @@ class Guest:
         with anyio.move_on_after(END_PATIENCE):
             await self.settled.wait()
 
-    def decide(self, event: Event) -> lifecycle.Step:
-        """Return what ``event`` means now; refuses what does not fit."""
-        return lifecycle.decide(self.record.status, event, self.record.id)
+    async def request(self, event: Event, number: int = 0) -> None:
+        """Do what ``event`` asks for now.
+
+        :param number: the signal, where it is one.
+        :raises StateError: it does not fit.
+        """
+        action = self.lifecycle.ask(event)
+        if action is not None:
+            await self._actions[action](number)
 
     async def start(self) -> None:
-        """Boot the guest. A failure ends the container: an init that stays would leak in every engine."""
-        self.decide(Event.START)
-        driver = self._drive()
+        """Boot the guest. A failure ends the container: an init that stays would leak in every engine.
+
+        :raises StateError: it is not created.
+        :raises BackendError: it cannot be started.
+        """
+        self.lifecycle.check(Event.START)
+        self._drive()
         if self.console is not None:
             await self.console.opened()
             if self.record.terminal and self.console.one_way:
                 self._say(f"this console is output only: {self.console.one_way}")
-        # Before the guest can run: a crash right behind `cont` must find a record that says so.
+        await self.request(Event.START)
+
+    async def _boot(self, _: int) -> None:
+        driver = self._drive()
         self.record.booted = True
         self.record.started, self.started_at = time.time(), time.monotonic()
         try:
-            self._store.save(msgspec.structs.replace(self.record, status=Status.RUNNING))
+            self.save()  # before the guest can run: a crash right behind `cont` must find a record that says so
             await driver.start()
         except BaseException as exc:
             self.record.killed_by = self.record.killed_by or 9
@@ -520,8 +535,7 @@ class Guest:
             if isinstance(exc, BackendError) and reason:
                 raise BackendError(f"cannot start the guest: {reason}") from exc
             raise
-        if not self._ended.is_set():
-            self.record.status = Status.RUNNING
+        self._tell(Event.STARTED)
         self.look_at_size()
         self.note("start")
 
@@ -529,51 +543,52 @@ class Guest:
         lines = stub.vmm_log(self.directory).strip().splitlines()
         return lines[-1] if lines else ""
 
-    async def pause(self) -> None:
-        """Make the guest stand still."""
-        step = self.decide(Event.PAUSE)
+    async def _suspend(self, _: int) -> None:
         await self._drive().suspend()
-        self._take(step)
+        self._tell(Event.PAUSED)
         self.note("pause")
 
-    async def resume(self) -> None:
-        """Let the guest go on."""
-        step = self.decide(Event.RESUME)
+    async def _continue(self, _: int) -> None:
         await self._drive().resume()
-        self._take(step)
+        self._tell(Event.RESUMED)
         self.note("resume")
 
-    def _take(self, step: lifecycle.Step) -> None:
-        if not self._ended.is_set():
-            self.record.status = step.status
+    def _tell(self, event: Event) -> None:
+        if not self._ended.is_set() and self.lifecycle.tell(event) is not None:
             self.keep()
 
     async def signal(self, number: int) -> None:
-        """Act on a signal as ``runphi_async.oci.signals`` says."""
+        """Act on a signal as ``runphi_async.oci.signals`` says.
+
+        :raises StateError: there is no guest that could take it.
+        """
         what = meaning(number)
         if self.last_resort is not None and what in (Meaning.KILL, Meaning.STOP):
-            self.decide(Event.KILL)
+            self.lifecycle.check(Event.KILL)
             self.record.killed_by = number
             await self.last_resort()
-            return
-        if what is Meaning.KILL:
-            self.decide(Event.KILL)
-            self._destroy(number)
-            return
-        step = self.decide(Event.SIGNAL)
-        if what is Meaning.RESIZE:
-            self.look_at_size()
-        elif what is Meaning.PAUSE and self.record.status is Status.RUNNING:
-            await self.pause()
-        elif what is Meaning.RESUME and self.record.status is Status.PAUSED:
-            await self.resume()
-        elif what is Meaning.STOP and self.record.status is Status.CREATED:
-            self._destroy(number)
-        elif Action.DELIVER in step.actions and what in (Meaning.STOP, Meaning.PASS):
-            driver = self._drive()
-            assert self._tasks is not None
-            self.note("signal", number=number)
-            await self._stopping.deliver(driver, self._tasks, number, what)
+        elif what in _REQUESTS:
+            await self.request(_REQUESTS[what], number)
+        else:
+            self.lifecycle.check(Event.SIGNAL)
+            if what is Meaning.RESIZE:
+                self.look_at_size()
+            elif what is Meaning.PAUSE and self.lifecycle.status is Status.RUNNING:
+                await self.request(Event.PAUSE)
+            elif what is Meaning.RESUME and self.lifecycle.status is Status.PAUSED:
+                await self.request(Event.RESUME)
+
+    async def _deliver(self, number: int) -> None:
+        driver = self._drive()
+        assert self._tasks is not None
+        self.note("signal", number=number)
+        await self._stopping.deliver(driver, self._tasks, number, meaning(number))
+
+    async def _destroy_for(self, number: int) -> None:
+        self._destroy(number)
+
+    async def _end_for(self, _: int) -> None:
+        await self.end()
 
     def _destroy(self, number: int) -> None:
         if self._ended.is_set():

@@ -11,14 +11,14 @@ import anyio
 from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import CgroupError, SpecError
 from runphi_async.host.processes import rank_of
-from runphi_async.record.lifecycle import Event, Status
+from runphi_async.record.lifecycle import Event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runphi_async.host.cgroup import Cgroup
     from runphi_async.record.eventlog import EventLog
-    from runphi_async.record.lifecycle import Step
+    from runphi_async.record.lifecycle import Lifecycle
     from runphi_async.record.store import Record
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Guest(Protocol):
 
     record: Record
     events: EventLog
+    lifecycle: Lifecycle
 
     @property
     def directory(self) -> str:
@@ -43,10 +44,6 @@ class Guest(Protocol):
         """Its cgroup."""
         ...
 
-    def decide(self, event: Event) -> Step:
-        """Say what an event means for it now."""
-        ...
-
     def note(self, kind: str, **data: object) -> None:
         """Write an event."""
         ...
@@ -55,35 +52,30 @@ class Guest(Protocol):
         """Write the record, as far as that is possible."""
         ...
 
-    def save_boot(self) -> None:
-        """Keep what was reached while it boots."""
-        ...
-
 
 def paused(guest: Guest, by: str) -> None:
     """Somebody made the guest stand still: `resume` lets it go on."""
-    _stands(guest, Status.RUNNING, Event.PAUSE, by)
+    _stands(guest, Event.PAUSED, "pause", by)
 
 
 def resumed(guest: Guest, by: str) -> None:
     """Somebody let the guest go on."""
-    _stands(guest, Status.PAUSED, Event.RESUME, by)
+    _stands(guest, Event.RESUMED, "resume", by)
 
 
-def _stands(guest: Guest, expected: Status, event: Event, by: str) -> None:
-    if guest.record.status is not expected:
+def _stands(guest: Guest, event: Event, kind: str, by: str) -> None:
+    if guest.lifecycle.tell(event) is None:
         return  # nothing new
-    guest.record.status = guest.decide(event).status
     guest.keep()
-    guest.note(event, by=by)
-    log.warning("%s: %sd by %s", guest.record.name, event, by)
+    guest.note(kind, by=by)
+    log.warning("%s: %s by %s", guest.record.name, event, by)
 
 
 def again(guest: Guest, reason: str) -> None:
     """The guest was started a second time, without KVM."""
     if guest.record.fallback is None:
         guest.record.fallback = reason
-        guest.save_boot()
+        guest.keep()
     elif guest.events.has(guest.directory, FALLBACK):
         return  # a supervisor before us has said so; it may also have been killed right behind the record
     guest.note(FALLBACK, accel="tcg", reason=reason)

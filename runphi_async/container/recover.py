@@ -30,7 +30,7 @@ from runphi_async.errors import RunphiError, StateError
 from runphi_async.host.files import boot_id
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
-from runphi_async.record.lifecycle import Status
+from runphi_async.record.lifecycle import Event, Status
 from runphi_async.record.store import VERSION, Record
 from runphi_async.terminals.console import take_back
 
@@ -169,10 +169,11 @@ async def _record(supervisor: Supervisor, name: str) -> Record | None:
                 held.send(9)
                 held.close()
         return record
-    record.status = Status.CREATED
+    # The record of the day on which it was made. If it was not started since, the guest itself will tell.
+    status = Status.CREATED if process is None else Status.STARTING
+    record = msgspec.structs.replace(record, status=status, booted=process is not None)
     if process is not None:
         record.pid, record.pid_start = process.pid, process.started
-        record.status, record.booted = Status.RUNNING, True  # if it was not started, the guest itself will tell
         process.close()
     store.save(record)
     return record
@@ -329,15 +330,13 @@ async def _find_status(guest: Guest, driver: Driver) -> None:
     except RunphiError as exc:
         # A full console of an aarch64 guest stops its QEMU from answering: the guest is there all the same.
         log.warning("%s: adopted without an answer: %s", record.name, exc)
-        return
+        started = record.status is Status.STARTING or None
     except Exception:
         log.exception("%s: adopted without an answer", record.name)
+        started = record.status is Status.STARTING or None
+    if started is None:
         return
-    if started and record.status is Status.CREATED:
-        record.status = Status.RUNNING
-        record.booted = True
-        guest.save()
-    elif started is False and record.status is Status.RUNNING:  # `start` was about to say `cont`
-        record.status = Status.CREATED
-        record.booted = False
-        guest.save()
+    step = guest.lifecycle.tell(Event.STARTED if started else Event.NOT_STARTED)
+    if step is not None:
+        record.booted = started
+        guest.keep()

@@ -59,8 +59,8 @@ class Watched(Protocol):
         """Write an event."""
         ...
 
-    def save_boot(self) -> None:
-        """Keep what was reached while it boots."""
+    def keep(self) -> None:
+        """Write the record, as far as that is possible."""
         ...
 
 
@@ -109,7 +109,7 @@ class Watching:
             since = self._guest.started_at
             seconds = time.monotonic() - since if since is not None else time.time() - record.started
             record.boot[what] = max(0, round(seconds * 1000))
-            self._guest.save_boot()
+            self._guest.keep()
 
     def _matched(self, matches: list[Match]) -> None:
         for match in matches:

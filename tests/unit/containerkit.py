@@ -51,6 +51,9 @@ class House:
         backend = FakeBackend()
         store = self.supervisor.store
         assert store.claim(name, self.root) == name
+        (self.path / "run" / name / "config.json").write_text(
+            '{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"args":["x"],"cwd":"/"}}'
+        )
         return Record(
             version=VERSION,
             id=name,
@@ -74,9 +77,6 @@ class House:
         guest = self.supervisor.adopt(
             Guest(record, self.supervisor.store, self.supervisor.config, self.supervisor.events)
         )
-        (self.path / "run" / name / "config.json").write_text(
-            '{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"args":["x"],"cwd":"/"}}'
-        )
         driver = self.drivers[name] = backend.driver(plan, guest.directory)
         await driver.prepare()
         for fifo in (*FIFOS, "exit", "bell"):
@@ -97,14 +97,18 @@ class House:
         guest.hold_stub(process)
         guest.listen()
         await driver.watch(guest.told())
-        record.status = guest.decide(Event.MADE).status
+        guest.lifecycle.tell(Event.MADE)
         guest.save()
         self.supervisor.store.save_made(record)
         await until(lambda: stub.read_pid(guest.directory), "the stub's word about its child")
         return guest
 
-    async def leave(self, name: str) -> None:
-        """Leave a guest that runs, as a supervisor does that was killed: its record and its init process."""
+    async def leave(self, name: str, status: Status = Status.RUNNING, *, started: bool = True) -> None:
+        """Leave a guest as a supervisor does that was killed: its record and its init process.
+
+        :param status: as the record has it.
+        :param started: whether the guest runs.
+        """
         backend = FakeBackend()
         record = self.record(name)
         plan = await backend.plan(GuestSpec(id=name, kind=GuestKind.INMATE, rootfs="/"))
@@ -122,7 +126,8 @@ class House:
         pid = self._pids[name] = self._spawn(directory, driver, lifeline, ours)
         await driver.watch(Told(lambda: None, lambda printed: None, lambda text: None))
         await until(lambda: stub.read_pid(directory), "the stub's word about its child")
-        await driver.start()
+        if started:
+            await driver.start()
         await driver.release()
         lifeline.close()
         lifeline.journal.close()
@@ -131,7 +136,7 @@ class House:
         process = Process(pid)
         record.pid, record.pid_start = pid, process.started
         process.close()
-        record.status, record.booted, record.started = Status.RUNNING, True, 1.0
+        record.status, record.booted, record.started = status, True, 1.0
         self.supervisor.store.save(record)
         self.supervisor.store.save_made(record)
 

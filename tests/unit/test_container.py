@@ -1,205 +1,240 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state machine: every (status, event) decided on purpose, and what holds in whatever order things happen."""
+"""The state machine: every (status, event) decided on purpose; and a container that holds to it, whatever happens."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
+import signal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from runphi_async.errors import StateError
-from runphi_async.record.lifecycle import Action, Event, Status, Step, decide
+from runphi_async.lifeline import stub
+from runphi_async.record.lifecycle import Action, Event, Lifecycle, Status
+from tests.unit.containerkit import PATIENCE, House, house, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 A, E, S = Action, Event, Status
-GONE = (A.DESTROY, A.SETTLE)
-REMOVED = (A.DESTROY, A.SETTLE, A.FORGET)
-NOT_RUNNING = "container not running"
-STILL = "it is still being created"
+STILL: Final = "cannot {} container c1: it is still being created"
+ALIVE: Final = (S.CREATING, S.CREATED, S.STARTING, S.RUNNING, S.PAUSED)
+FACTS: Final = (E.MADE, E.STARTED, E.NOT_STARTED, E.PAUSED, E.RESUMED, E.ENDED, E.ABANDONED)
+ASKED: Final = tuple(event for event in Event if event not in FACTS)
 
-#: what every event means in every status: the next status and the actions, or the refusal
-TABLE: dict[Event, dict[Status, tuple[Status, tuple[Action, ...]] | str]] = {
-    E.MADE: {S.CREATING: (S.CREATED, ()), S.CREATED: NOT_RUNNING, S.RUNNING: NOT_RUNNING, S.PAUSED: NOT_RUNNING,
-             S.STOPPED: NOT_RUNNING},
-    E.START: {S.CREATING: STILL, S.CREATED: (S.RUNNING, (A.BOOT,)),
-              S.RUNNING: "cannot start an already running container",
-              S.PAUSED: "cannot start a container in the paused state",
-              S.STOPPED: "cannot start a container that has stopped"},
-    E.PAUSE: {S.CREATING: STILL, S.CREATED: NOT_RUNNING, S.RUNNING: (S.PAUSED, (A.SUSPEND,)),
-              S.PAUSED: NOT_RUNNING, S.STOPPED: NOT_RUNNING},
-    E.RESUME: {S.CREATING: STILL, S.CREATED: "container not paused", S.RUNNING: "container not paused",
-               S.PAUSED: (S.RUNNING, (A.CONTINUE,)), S.STOPPED: "container not paused"},
-    E.SIGNAL: {S.CREATING: STILL, S.CREATED: (S.CREATED, ()), S.RUNNING: (S.RUNNING, (A.DELIVER,)),
-               S.PAUSED: (S.PAUSED, (A.DELIVER,)), S.STOPPED: NOT_RUNNING},
-    E.KILL: {S.CREATING: STILL, S.CREATED: (S.CREATED, (A.DESTROY,)), S.RUNNING: (S.RUNNING, (A.DESTROY,)),
-             S.PAUSED: (S.PAUSED, (A.DESTROY,)), S.STOPPED: NOT_RUNNING},
-    E.ENDED: {S.CREATING: (S.STOPPED, (A.SETTLE,)), S.CREATED: (S.STOPPED, (A.SETTLE,)),
-              S.RUNNING: (S.STOPPED, (A.SETTLE,)), S.PAUSED: (S.STOPPED, (A.SETTLE,)), S.STOPPED: (S.STOPPED, ())},
-    E.ABANDONED: {S.CREATING: (S.STOPPED, GONE), S.CREATED: (S.STOPPED, GONE), S.RUNNING: (S.STOPPED, GONE),
-                  S.PAUSED: (S.STOPPED, GONE), S.STOPPED: (S.STOPPED, ())},
-    E.FAILED: {S.CREATING: (S.STOPPED, REMOVED), S.CREATED: (S.STOPPED, GONE), S.RUNNING: (S.STOPPED, GONE),
-               S.PAUSED: (S.STOPPED, GONE), S.STOPPED: (S.STOPPED, ())},
-    E.DELETE: {S.CREATING: STILL, S.CREATED: (S.STOPPED, REMOVED),
-               S.RUNNING: "cannot delete container c1 that is not stopped: running",
-               S.PAUSED: "cannot delete container c1 that is not stopped: paused", S.STOPPED: (S.STOPPED, (A.FORGET,))},
-    E.FORCE_DELETE: {S.CREATING: (S.STOPPED, REMOVED), S.CREATED: (S.STOPPED, REMOVED),
-                     S.RUNNING: (S.STOPPED, REMOVED), S.PAUSED: (S.STOPPED, REMOVED),
-                     S.STOPPED: (S.STOPPED, (A.FORGET,))},
-}  # fmt: skip
-
-EVERY = list(itertools.product(Status, Event))
+#: what is asked for: in which statuses, and what is done; anywhere else it is refused
+ALLOWED: Final[dict[Event, dict[Status, Action | None]]] = {
+    E.START: {S.CREATED: A.BOOT},
+    E.PAUSE: {S.RUNNING: A.SUSPEND},
+    E.RESUME: {S.PAUSED: A.CONTINUE},
+    E.SIGNAL: {S.CREATED: None, S.STARTING: None, S.RUNNING: A.DELIVER, S.PAUSED: A.DELIVER},
+    E.STOP: {S.CREATED: A.DESTROY, S.STARTING: A.DESTROY, S.RUNNING: A.DELIVER, S.PAUSED: A.DELIVER},
+    E.KILL: dict.fromkeys((S.CREATED, S.STARTING, S.RUNNING, S.PAUSED), A.DESTROY),
+    E.DELETE: {S.CREATED: A.END, S.STOPPED: None},
+    E.FORCE_DELETE: {**dict.fromkeys(ALIVE, A.END), S.STOPPED: None},
+}
+#: what facts lead to; anywhere else they are no news
+NEWS: Final[dict[Event, dict[Status, Status]]] = {
+    E.MADE: {S.CREATING: S.CREATED},
+    E.STARTED: {S.CREATED: S.RUNNING, S.STARTING: S.RUNNING},
+    E.NOT_STARTED: {S.STARTING: S.CREATED, S.RUNNING: S.CREATED},
+    E.PAUSED: {S.RUNNING: S.PAUSED},
+    E.RESUMED: {S.PAUSED: S.RUNNING},
+    E.ENDED: dict.fromkeys(ALIVE, S.STOPPED),
+    E.ABANDONED: {status: status for status in ALIVE},
+}
 
 
-def outcome(status: Status, event: Event) -> Step | None:
-    try:
-        return decide(status, event, "c1")
-    except StateError:
-        return None
+class Standing:
+    """A record, as far as its status goes."""
+
+    def __init__(self, status: Status) -> None:
+        self.id = "c1"
+        self.status = status
 
 
-@pytest.mark.parametrize(("status", "event"), EVERY, ids=lambda value: str(value))
-def test_every_status_and_event(status: Status, event: Event) -> None:
-    expected = TABLE[event][status]
-    if isinstance(expected, str):
-        with pytest.raises(StateError) as caught:
-            decide(status, event, "c1")
-        if expected == STILL:
-            assert str(caught.value) == f"cannot {event} container c1: it is still being created"
-        else:
-            assert str(caught.value) == expected
-    else:
-        assert decide(status, event, "c1") == Step(*expected)
+def refusal(status: Status, event: Event) -> str:
+    with pytest.raises(StateError) as caught:
+        Lifecycle(Standing(status)).ask(event)
+    return str(caught.value)
 
 
-@pytest.mark.parametrize("event", [E.KILL, E.SIGNAL])
-def test_kill_of_a_stopped_container_says_what_shims_match_on(event: Event) -> None:
-    # containerd: checkKillError looks for these words in any case
-    with pytest.raises(StateError, match="container not running"):
-        decide(S.STOPPED, event, "c1")
+@pytest.mark.parametrize(("status", "event"), list(itertools.product(Status, ASKED)), ids=str)
+def test_what_is_asked_for(status: Status, event: Event) -> None:
+    life = Lifecycle(Standing(status))
+    if status not in ALLOWED[event]:
+        text = refusal(status, event)
+        assert life.status is status
+        assert (text == STILL.format(event)) == (status is S.CREATING)
+        for phrase in ("does not exist", "no such process", "no such file", "operation not permitted", "\n"):
+            assert phrase not in text.lower()  # engines take these for something else
+        return
+    assert life.check(event) is ALLOWED[event][status]
+    assert life.status is status
+    assert life.ask(event) is ALLOWED[event][status]
+    assert life.status is (S.STARTING if event is E.START else status)
 
 
-@pytest.mark.parametrize(("status", "event"), EVERY, ids=lambda value: str(value))
-def test_refusals_do_not_say_what_engines_take_for_something_else(status: Status, event: Event) -> None:
-    if outcome(status, event) is None:
-        with pytest.raises(StateError) as caught:
-            decide(status, event, "c1")
-        text = str(caught.value).lower()
-        for phrase in ("does not exist", "no such process", "no such file", "operation not permitted"):
-            assert phrase not in text
-        assert "\n" not in text
+@pytest.mark.parametrize(("status", "event"), list(itertools.product(Status, FACTS)), ids=str)
+def test_facts(status: Status, event: Event) -> None:
+    life = Lifecycle(Standing(status))
+    step = life.tell(event)
+    assert (step is not None) == (status in NEWS[event])
+    assert life.status is NEWS[event].get(status, status)
+    assert step is None or step.action is (A.DESTROY if event is E.ABANDONED else None)
 
 
-STEPS = [(status, event, step) for status, event in EVERY if (step := outcome(status, event)) is not None]
+@pytest.mark.parametrize(
+    ("status", "event", "text"),
+    [
+        (S.STOPPED, E.START, "cannot start a container that has stopped"),
+        (S.PAUSED, E.START, "cannot start a container in the paused state"),
+        (S.RUNNING, E.START, "cannot start an already running container"),
+        (S.RUNNING, E.DELETE, "cannot delete container c1 that is not stopped: running"),
+        (S.RUNNING, E.RESUME, "container not paused"),
+        # containerd: checkKillError looks for these words in any case
+        (S.STOPPED, E.KILL, "container not running"),
+        (S.STOPPED, E.STOP, "container not running"),
+        (S.STOPPED, E.SIGNAL, "container not running"),
+        (S.CREATED, E.PAUSE, "container not running"),
+    ],
+)
+def test_refusals_are_those_of_runc(status: Status, event: Event, text: str) -> None:
+    assert refusal(status, event) == text
 
 
-@pytest.mark.parametrize(("status", "event", "step"), STEPS, ids=lambda value: str(value))
-def test_actions_come_in_their_order(status: Status, event: Event, step: Step) -> None:
-    order = [A.DESTROY, A.SETTLE, A.FORGET]
-    ends = [action for action in step.actions if action in order]
-    assert ends == sorted(ends, key=order.index)
-    assert len(set(step.actions)) == len(step.actions)
-    if step.status is S.STOPPED and status is not S.STOPPED:
-        assert A.SETTLE in step.actions  # nobody stops without an exit code
-    if A.SETTLE in step.actions or A.FORGET in step.actions:
-        assert step.status is S.STOPPED
-    if A.FORGET in step.actions:
-        assert status is S.STOPPED or A.SETTLE in step.actions
-    if A.DESTROY in step.actions:
-        assert status is not S.STOPPED
-    if event is E.ENDED:
-        assert A.DESTROY not in step.actions
+def test_engines_see_none_but_their_own_statuses() -> None:
+    assert {status.shown.value for status in Status} == {"creating", "created", "running", "paused", "stopped"}
+    assert S.STARTING.shown is S.CREATED
 
 
-def test_force_delete_is_never_refused() -> None:
-    assert all(A.FORGET in decide(status, E.FORCE_DELETE, "c1").actions for status in Status)
-
-
-def test_what_happens_by_itself_is_never_refused() -> None:
-    for status in Status:
-        for event in (E.ENDED, E.ABANDONED, E.FAILED):
-            assert decide(status, event, "c1").status is S.STOPPED
-
-
-def test_stopped_is_final() -> None:
-    for event in Event:
-        step = outcome(S.STOPPED, event)
-        assert step is None or step.status is S.STOPPED
-
-
-class Container(RuleBasedStateMachine):
-    """A world that carries the actions out: its guest must never be left alive, or be driven when it is gone."""
+class Lives(RuleBasedStateMachine):
+    """A container of the product with the fake backend, and what anybody may do to it in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.status = S.CREATING
-        self.guest = "loaded"
-        self.settled = 0
-        self.forgotten = False
+        self.runner = asyncio.Runner()
+        self.directory = TemporaryDirectory()
+        self.over = asyncio.Event()
+        self.told: int | None = None
+        self.do(self.open())
 
-    @initialize(made=st.booleans())
-    def create(self, made: bool) -> None:
-        if made:
-            self.happen(E.MADE)
+    def do(self, what: Coroutine[object, object, None]) -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(PATIENCE):
+                await what
 
-    @precondition(lambda self: not self.forgotten)
-    @rule(event=st.sampled_from([event for event in Event if event is not E.ENDED]))
-    def happen(self, event: Event) -> None:
+        self.runner.run(bounded())
+
+    async def open(self) -> None:
+        made: asyncio.Future[House] = asyncio.get_running_loop().create_future()
+
+        async def hold() -> None:
+            async with house(Path(self.directory.name)) as found:
+                made.set_result(found)
+                await self.over.wait()
+
+        self.task = asyncio.create_task(hold())
+        self.house = await made
+        self.guest = await self.house.create("c1")
+        self.expected = S.CREATED
+
+    async def ended(self) -> None:
+        await settled(self.guest)
+        self.told = await self.house.said("c1")
+        self.expected = S.STOPPED
+
+    def vmm_lives(self) -> bool:
+        pid = stub.read_pid(self.guest.directory)
         try:
-            step = decide(self.status, event, "c1")
-        except StateError:
-            return
-        for action in step.actions:
-            self.do(action)
-        self.status = step.status
+            return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return False
 
-    @precondition(lambda self: not self.forgotten and self.guest == "gone" and not self.settled)
-    @rule()
-    def end_is_noticed(self) -> None:
-        self.happen(E.ENDED)
-        if not self.settled:
-            self.do(A.SETTLE)
+    @rule(event=st.sampled_from([E.START, E.PAUSE, E.RESUME, E.SIGNAL, E.STOP, E.KILL]))
+    def ask(self, event: Event) -> None:
+        if event is E.STOP and self.expected is S.PAUSED:
+            return  # it takes the signal when it goes on, or has a deadline
+        number = {E.SIGNAL: signal.SIGUSR1, E.STOP: signal.SIGTERM, E.KILL: signal.SIGKILL}.get(event)
+        before = self.expected
 
-    @precondition(lambda self: self.guest in ("running", "loaded") and self.status is not S.STOPPED)
-    @rule()
-    def guest_dies(self) -> None:
-        self.guest = "gone"
-        self.happen(E.ENDED)
+        async def run() -> None:
+            try:
+                if event is E.START:
+                    await self.guest.start()
+                elif number is not None:
+                    await self.guest.signal(number)
+                else:
+                    await self.guest.request(event)
+            except StateError:
+                assert before not in ALLOWED[event]
+                return
+            assert before in ALLOWED[event]
+            if event in (E.KILL, E.STOP):
+                await self.ended()
+            else:
+                after = {E.START: S.RUNNING, E.PAUSE: S.PAUSED, E.RESUME: S.RUNNING}
+                self.expected = after.get(event, before)
 
-    @rule()
-    def time_passes(self) -> None:
-        """Also when the container is gone."""
+        self.do(run())
 
-    def do(self, action: Action) -> None:
-        match action:
-            case A.BOOT:
-                assert self.guest in ("loaded", "gone")
-                self.guest = "running" if self.guest == "loaded" else self.guest
-            case A.SUSPEND:
-                self.guest = "still" if self.guest == "running" else self.guest
-            case A.CONTINUE:
-                self.guest = "running" if self.guest == "still" else self.guest
-            case A.DELIVER:
-                assert self.status in (S.RUNNING, S.PAUSED)
-            case A.DESTROY:
-                self.guest = "gone"
-            case A.SETTLE:
-                assert self.guest == "gone"
-                assert self.settled == 0
-                self.settled += 1
-            case A.FORGET:
-                assert self.settled == 1
-                self.forgotten = True
+    @rule(event=st.sampled_from([E.PAUSED, E.RESUMED]))
+    def others_tell(self, event: Event) -> None:
+        """Somebody else has paused the guest, or let it go on: the record follows."""
+
+        async def run() -> None:
+            number = signal.SIGSTOP if event is E.PAUSED else signal.SIGCONT
+            if self.expected in NEWS[event]:
+                os.kill(stub.read_pid(self.guest.directory) or -1, number)
+            told = self.guest.told()
+            (told.paused if event is E.PAUSED else told.resumed)("somebody")
+            self.expected = NEWS[event].get(self.expected, self.expected)
+
+        self.do(run())
+
+    @precondition(lambda self: self.expected is not S.STOPPED)
+    @rule(whose=st.sampled_from(["machine", "init"]))
+    def something_dies(self, whose: str) -> None:
+        async def run() -> None:
+            pid = stub.read_pid(self.guest.directory) if whose == "machine" else self.guest.record.pid
+            os.kill(pid or -1, signal.SIGKILL)
+            await self.ended()
+
+        self.do(run())
 
     @invariant()
-    def a_stopped_container_has_no_guest(self) -> None:
-        if self.status is S.STOPPED:
-            assert self.guest == "gone"
-            assert self.settled == 1
-        if self.forgotten:
-            assert self.status is S.STOPPED
+    def the_record_says_how_it_is(self) -> None:
+        assert self.guest.record.status is self.expected
+        assert self.vmm_lives() == (self.expected is not S.STOPPED)
+        saved = self.house.supervisor.store.load("c1")
+        assert saved is not None
+        assert saved.status is self.expected
+        if self.told is not None:
+            assert self.told in (saved.exit_code, -signal.SIGKILL)
+            assert saved.reason
+
+    def teardown(self) -> None:
+        async def close() -> None:
+            await self.guest.end()
+            await self.guest.forget()
+            assert os.listdir(self.house.supervisor.store.run_dir) == []
+            self.over.set()
+            await self.task
+
+        self.do(close())
+        self.runner.close()
+        self.directory.cleanup()
 
 
-Container.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
-TestContainer = Container.TestCase
+Lives.TestCase.settings = settings(
+    max_examples=12, stateful_step_count=8, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestLives = Lives.TestCase

@@ -14,7 +14,7 @@ import pytest
 
 from backends.base import Abilities
 from runphi_async.container import guest as guests
-from runphi_async.record.lifecycle import Status
+from runphi_async.record.lifecycle import Event, Status
 from runphi_async.terminals.console import Console
 from runphi_async.testing.backend import FakeDriver
 from tests.unit.clikit import answer
@@ -198,7 +198,7 @@ async def test_a_save_that_fails_for_what_others_told(place: House, monkeypatch:
     guest.told().paused("somebody")
     assert guest.record.status is Status.PAUSED
     assert not guest.settled.is_set()
-    await guest.resume()
+    await guest.request(Event.RESUME)
     await guest.signal(9)
     await settled(guest)
     assert await place.said("c1") == 137

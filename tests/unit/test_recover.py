@@ -249,3 +249,37 @@ async def test_a_guest_that_does_not_answer_keeps_no_other_waiting(
                 call = await answer(supervisor, "--root", place.root, "delete", "--force", name)
                 assert (call.status, call.frames[:-1]) == (0, [])
                 assert await place.said(name) == 137
+
+
+@pytest.mark.parametrize(
+    ("status", "runs", "found"),
+    [
+        (Status.STARTING, True, Status.RUNNING),
+        (Status.STARTING, False, Status.CREATED),
+        (Status.RUNNING, True, Status.RUNNING),
+        # as a version left it that had no "starting"
+        (Status.RUNNING, False, Status.CREATED),
+        (Status.CREATED, True, Status.RUNNING),
+        (Status.PAUSED, True, Status.PAUSED),
+    ],
+)
+async def test_a_record_that_lags_behind_its_guest(
+    tmp_path: Path, status: Status, runs: bool, found: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(detect.TESTING_VARIABLE, "1")
+    async with house(tmp_path) as place:
+        await place.leave("c1", status, started=runs)
+        recovery = Recovery(place.supervisor)
+        await recovery.find()
+        await recovery.adopt()
+        guest = place.supervisor.guests["c1"]
+        assert guest.record.status is found
+        assert guest.record.booted == (found is not Status.CREATED)
+        if found is Status.CREATED:
+            assert (await answer(place.supervisor, "--root", place.root, "start", "c1")).status == 0
+        saved = place.supervisor.store.load("c1")
+        assert saved is not None
+        assert saved.status is guest.record.status
+        call = await answer(place.supervisor, "--root", place.root, "delete", "--force", "c1")
+        assert (call.status, call.frames[:-1]) == (0, [])
+        assert await place.said("c1") == 137
