@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
-from runphi_async.container.creation import document
+from runphi_async.container.document import document
 from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import HookError, NotFoundError, SpecError
 from runphi_async.record.lifecycle import Event
@@ -48,7 +48,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
                 return
             raise NotFoundError("container does not exist")
         await guest.request(event)
-        state = document(guest).hook_bytes()
+        state = document(guest.record).hook_bytes()
         try:
             await run_hooks((await guest.hooks()).poststop, state, kind="poststop", cwd=guest.record.bundle)
         except (HookError, SpecError) as exc:

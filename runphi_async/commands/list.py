@@ -13,7 +13,7 @@ import msgspec
 
 from runphi_async.commands.cli import PassThrough
 from runphi_async.commands.tables import table
-from runphi_async.container.creation import document
+from runphi_async.container.document import document
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
 
 
 def _ours(guest: Guest) -> dict[str, object]:
-    row: dict[str, object] = msgspec.to_builtins(document(guest))
+    row: dict[str, object] = msgspec.to_builtins(document(guest.record))
     try:
         row["owner"] = pwd.getpwuid(0).pw_name
     except KeyError:

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from backends import detect
-from runphi_async.container.creation import is_wanted, read_bundle
+from runphi_async.container.bundle import is_wanted, read_bundle
 from runphi_async.errors import SpecError
 from runphi_async.partition import conf
 from runphi_async.partition.guest import guest_spec

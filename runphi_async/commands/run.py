@@ -11,7 +11,8 @@ from runphi_async import wire
 from runphi_async.aio.waiting import either
 from runphi_async.commands import attach, create, detachkeys
 from runphi_async.commands.cli import PassThrough
-from runphi_async.container.creation import Creation, is_wanted, read_bundle
+from runphi_async.container.bundle import is_wanted, read_bundle
+from runphi_async.container.creation import Creation
 from runphi_async.terminals.people import Wish
 from runphi_async.wire.console import AttachStart
 

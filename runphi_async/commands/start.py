@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
-from runphi_async.container.creation import document
+from runphi_async.container.document import document
 from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import HookError
 
@@ -32,7 +32,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     guest = find_or_pass(supervisor, given.id, options)
     async with guest.lock:
         await guest.start()
-        state = document(guest).hook_bytes()
+        state = document(guest.record).hook_bytes()
         try:
             await run_hooks((await guest.hooks()).poststart, state, kind="poststart", cwd=guest.record.bundle)
         except HookError as exc:

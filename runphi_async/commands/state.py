@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
-from runphi_async.container.creation import document
+from runphi_async.container.document import document
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -23,4 +23,4 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Print the state; no hypervisor is asked, so it answers at once whatever the guest does."""
-    await call.out(document(find_or_pass(supervisor, given.id, options)).to_bytes())
+    await call.out(document(find_or_pass(supervisor, given.id, options).record).to_bytes())

@@ -11,29 +11,25 @@ import logging
 import os
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
-import msgspec
 
 from backends import detect
 from backends.base import Accounting
 from consoles.streams import terminal
-from runphi_async import regular
 from runphi_async.aio.waiting import together
 from runphi_async.container import cgrouppath
+from runphi_async.container.document import document
 from runphi_async.container.guest import Guest
 from runphi_async.container.hooks import run_hooks
+from runphi_async.container.limits import limits
 from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
-from runphi_async.host import inroot
-from runphi_async.host.cgroup import Limits
 from runphi_async.host.files import boot_id, write_atomically
 from runphi_async.host.processes import Process, children
 from runphi_async.lifeline import stub
-from runphi_async.oci import spec as oci
-from runphi_async.oci.state import State, timestamp
-from runphi_async.partition import bootconfig, channels, conf, logplan, origin, podannotations, request
+from runphi_async.partition import channels, conf, logplan
 from runphi_async.partition.guest import guest_spec, network
 from runphi_async.partition.spec import GuestKind
 from runphi_async.record.lifecycle import Event, Status
@@ -42,13 +38,12 @@ from runphi_async.terminals.console import FIFOS, Lifeline, send_master
 from runphi_async.terminals.consolelogs import plans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from backends.base import Backend, Driver
-    from runphi_async.config.schema import Config
+    from runphi_async.container.bundle import Asked
     from runphi_async.container.registry import Supervisor
     from runphi_async.partition.logplan import LogPlan
-    from runphi_async.partition.request import PartitionRequest
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
     from runphi_async.wire.call import Call
 
@@ -58,8 +53,6 @@ log = logging.getLogger(__name__)
 _UNKNOWN = terminal.Size(0, 0)
 #: Shown by `state` of a container whose console takes no input.
 ONE_WAY_ANNOTATION = "org.runphi.console-input"
-#: Largest /boot/config.json that is read from an image, in bytes.
-BOOT_CONFIG_MAX = 1 << 20
 
 
 class Order(NamedTuple):
@@ -75,61 +68,6 @@ class Order(NamedTuple):
     console_socket: str | None
     systemd_cgroup: bool
     attached: bool = False
-
-
-class Asked(NamedTuple):
-    """A bundle, read: its configuration and whether it asks for a partition."""
-
-    raw: bytes
-    spec: oci.Spec
-    request: PartitionRequest | None
-
-
-def read_bundle(bundle: str, of_images: Sequence[str]) -> Asked:
-    """Read a bundle's config.json, and its image's /boot/config.json where that matters (blocks).
-
-    :param of_images: annotations that an image's author may set.
-    """
-    path = os.path.join(bundle, oci.CONFIG_NAME)
-    try:
-        raw = regular.read(path, oci.DOCUMENT_MAX)
-    except OSError as exc:
-        raise SpecError(f"cannot read {path}: {exc.strerror}", "give the bundle directory with --bundle") from exc
-    spec = oci.from_bytes(raw)
-    origin.check_annotations(bundle, spec.annotations, of_images)
-    spec = msgspec.structs.replace(spec, annotations=podannotations.of_container(spec.annotations))
-    boot: dict[str, Any] | None = None
-    if request.wants_boot_config(spec) and spec.root.path:
-        rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
-        data = inroot.read(rootfs, bootconfig.BOOT_CONFIG, BOOT_CONFIG_MAX) if os.path.isdir(rootfs) else None
-        if data is not None:
-            config = bootconfig.parse(data)
-            origin.check_boot_config(config, of_images)
-            boot = msgspec.to_builtins(config)
-    return Asked(raw, spec, request.request(spec, boot))
-
-
-def is_wanted(asked: Asked, config: Config) -> bool:
-    """Whether the container becomes a partition: it asks for one, and its backend is not that of ordinary ones."""
-    return asked.request is not None and (asked.request.backend or config.backend) not in request.PASS_THROUGH
-
-
-def limits(spec: oci.Spec, overhead: int) -> Limits:
-    """Return the cgroup limits: the guest's memory is the container's limit, the VMM's own comes on top."""
-    resources = spec.linux.resources if spec.linux is not None else None
-    if resources is None:
-        return Limits()
-    memory, cpu = resources.memory, resources.cpu
-    limit = memory.limit if memory is not None else None
-    bounded = limit is not None and limit > 0
-    return Limits(
-        memory_bytes=limit + overhead if limit is not None and bounded else None,
-        cpu_shares=cpu.shares if cpu is not None else None,
-        cpu_quota=cpu.quota if cpu is not None else None,
-        cpu_period=cpu.period if cpu is not None else None,
-        cpuset_cpus=cpu.cpus if cpu is not None else "",
-        cpuset_mems=cpu.mems if cpu is not None else "",
-    )
 
 
 class Creation:
@@ -387,7 +325,7 @@ class Creation:
 
     async def _run_hooks(self, guest: Guest) -> None:
         hooks = self._spec.hooks
-        state = document(guest).hook_bytes()
+        state = document(guest.record).hook_bytes()
         await run_hooks(hooks.prestart, state, kind="prestart", cwd=self._order.bundle)
         await run_hooks(hooks.create_runtime, state, kind="createRuntime", cwd=self._order.bundle)
 
@@ -411,25 +349,3 @@ class Creation:
                 write_atomically(self._order.pid_file, pid, 0o644)
             except OSError as exc:
                 raise RunphiError(f"cannot write the pid file {self._order.pid_file}: {exc.strerror}") from exc
-
-
-def document(guest: Guest) -> State:
-    """Return the OCI state of a container."""
-    record = guest.record
-    stopped = record.status is Status.STOPPED
-    annotations = dict(record.annotations)
-    annotations |= {f"org.runphi.boot.{name}-ms": str(value) for name, value in record.boot.items()}
-    if record.fallback is not None:
-        annotations["org.runphi.accel-fallback"] = record.fallback
-    if stopped:
-        annotations["org.runphi.exit-code"] = str(record.exit_code)
-        annotations["org.runphi.exit-reason"] = record.reason or ""
-    return State(
-        id=record.id,
-        pid=0 if stopped else record.pid,
-        status=record.status.shown,
-        bundle=record.bundle,
-        rootfs=record.rootfs,
-        created=timestamp(int(record.created * 1_000_000_000)),
-        annotations=annotations,
-    )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runphi_async.config.schema import Config
-from runphi_async.container.creation import read_bundle
+from runphi_async.container.bundle import read_bundle
 from runphi_async.errors import RunphiError, SpecError
 from runphi_async.partition import bootconfig, origin, request
 from runphi_async.partition.podannotations import of_container

@@ -18,7 +18,7 @@ from runphi_async import regular
 from runphi_async.board import loading
 from runphi_async.commands.board import _check
 from runphi_async.commands.cell import _contents
-from runphi_async.container.creation import read_bundle
+from runphi_async.container.bundle import read_bundle
 from runphi_async.errors import RunphiError
 from runphi_async.lifeline import stub
 from runphi_async.oci import spec as oci
