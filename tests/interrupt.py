@@ -86,7 +86,9 @@ def killed_when(
     :param alone: end the command itself; what it started goes on.
     """
     process = subprocess.Popen(
-        argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        # whoever runs the tests in the background has them ignore ctrl-c, and so would all that they start
+        ["/usr/bin/env", "--default-signal=INT", *argv], env=env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + PATIENCE
