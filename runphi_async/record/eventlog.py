@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import regular
+from runphi_async import eventnames, regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +66,12 @@ class EventLog:
         self._watchers: set[Callable[[], None]] = set()
 
     def write(self, directory: str, kind: str, data: dict[str, object]) -> None:
-        """Append one event; a record that is gone has no more events."""
+        """Append one event; a record that is gone has no more events.
+
+        One that ``eventnames`` does not know is written all the same, and logged: an event must not end a guest.
+        """
+        if (why := eventnames.problem(kind, data)) is not None:
+            log.error("event %s: %s", kind, why)
         number = self._number(directory) + 1
         line = msgspec.json.encode({"seq": number, "time": time.time(), "event": kind, **data}) + b"\n"
         try:
