@@ -34,7 +34,7 @@ from backends.jailhouse.shared import Presence
 from backends.jailhouse.voice import Voice
 from backends.jailhouse.watcher import Look
 from consoles.sources.link import Backoff
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 from runphi_async.board import ranges
 from runphi_async.errors import BackendError, UnsupportedError
 from runphi_async.partition import channels
@@ -88,7 +88,7 @@ class CellDriver:
         self._directory = directory
         self._owner = owner_of(directory)
         self._ending = Ending()
-        self._tasks = Tasks(self._broke)
+        self._tasks = OwnedTasks(self._broke)
         self._init = InitChannel(self._ending, self._tell)
         self._voice = Voice(self._ending)
         self._presence = Presence(memory.cell.console, self._voice.note)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Watcher:
         self._look = look
         self._watchers: dict[str, Look] = {}
         self._followers: list[Callable[[View | None], None]] = []
-        self._tasks = Tasks(self._broke)
+        self._tasks = OwnedTasks(self._broke)
         self._task: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
         self._pause = FAST

@@ -32,7 +32,7 @@ from backends.qemu.watch import LOOK_PATIENCE, RunWatch
 from backends.qemu.wires import Wires
 from consoles.sharedmem import shmfiles
 from runphi_async import regular
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 from runphi_async.config.schema import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.lifeline import stub
@@ -82,7 +82,7 @@ class QemuDriver:
         self.again: tuple[str, ...] = plan.again if plan is not None else ()
         self.share = virtiofs.Server(config.virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
         self.nics = Taps(directory) if memory.net else None
-        self._tasks = Tasks(self._broke)
+        self._tasks = OwnedTasks(self._broke)
         self.monitor = Monitor(self._dir_fd, self._tasks)
         self._listener: socket.socket | None = None
         self.wires = Wires(self._dir_fd, lambda event: self.watching.heard(event), self._on_word)

@@ -19,7 +19,7 @@ from runphi_async.aio.waiting import is_cancelled
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
-    from runphi_async.aio.owned import Tasks
+    from runphi_async.aio.owned import OwnedTasks
 
 #: Name of the socket in the record directory.
 SOCKET: Final = "qmp.sock"
@@ -36,7 +36,7 @@ class Monitor:
     :param tasks: whose the connecting is, as it goes on while nobody waits for it.
     """
 
-    def __init__(self, dir_fd: int, tasks: Tasks) -> None:
+    def __init__(self, dir_fd: int, tasks: OwnedTasks) -> None:
         self._dir_fd = dir_fd
         self._tasks = tasks
         self._client: QMPClient | None = None

@@ -22,7 +22,7 @@ from runphi_async.errors import BackendError
 if TYPE_CHECKING:
     from backends.qemu.again import Again
     from backends.qemu.second import SecondTry
-    from runphi_async.aio.owned import Tasks
+    from runphi_async.aio.owned import OwnedTasks
     from runphi_async.config.schema import InitSeconds
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class RunWatch:
 
     # Section: from outside
 
-    def start(self, tasks: Tasks) -> None:
+    def start(self, tasks: OwnedTasks) -> None:
         """Begin to watch; if that fails, the owner of the tasks hears of it, and ends the guest."""
         self._task = tasks.start(self._run(), "watch over the VMM")
 

@@ -30,7 +30,7 @@ from backends.xen.xenstore import XenStore, XenStoreError
 from backends.xen.xl import LONG
 from consoles.streams.fifo import open_fifo
 from runphi_async import regular
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 from runphi_async.errors import BackendError
 from runphi_async.host.files import write_atomically
 from runphi_async.lifeline.stub import Fd
@@ -109,7 +109,7 @@ class XenDriver:
         self._store: XenStore | None = None
         self._bridge: Bridge | None = None
         self._words: Words | None = None
-        self._tasks = Tasks(self._broke)
+        self._tasks = OwnedTasks(self._broke)
         self._life: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._lines: asyncio.Queue[str] = asyncio.Queue()

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class Tasks:
+class OwnedTasks:
     """The tasks of one owner.
 
     :param failed: called with a task's name and the exception that nobody in it has expected.

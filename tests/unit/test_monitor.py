@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.qemu.monitor import Monitor
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def unexpected(task: str, exc: BaseException) -> None:
 async def test_a_command_ends_when_the_monitor_is_closed(tmp_path: Path) -> None:
     """Its end is an error of the guest's: as a cancellation it would end whatever waits, up to the supervisor."""
     directory = os.open(tmp_path, os.O_RDONLY)
-    monitor = Monitor(directory, Tasks(unexpected))
+    monitor = Monitor(directory, OwnedTasks(unexpected))
     listener = monitor.listen()
     command = asyncio.create_task(monitor.execute("cont"))
     accepted, _ = await asyncio.to_thread(listener.accept)
@@ -38,7 +38,7 @@ async def test_a_command_ends_when_the_monitor_is_closed(tmp_path: Path) -> None
 
 async def test_a_command_that_is_cancelled_is_cancelled(tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_RDONLY)
-    monitor = Monitor(directory, Tasks(unexpected))
+    monitor = Monitor(directory, OwnedTasks(unexpected))
     listener = monitor.listen()
     command = asyncio.create_task(monitor.execute("cont"))
     accepted, _ = await asyncio.to_thread(listener.accept)
@@ -54,7 +54,7 @@ async def test_a_command_that_is_cancelled_is_cancelled(tmp_path: Path) -> None:
 async def test_a_connection_that_is_refused_is_said_to_whoever_wants_to_use_it(tmp_path: Path) -> None:
     """That QEMU is gone is news for the one who asks it something, and no mistake of ours."""
     directory = os.open(tmp_path, os.O_RDONLY)
-    tasks = Tasks(unexpected)
+    tasks = OwnedTasks(unexpected)
     monitor = Monitor(directory, tasks)
     monitor.connect_soon()
     for _ in range(2):

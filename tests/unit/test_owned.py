@@ -10,7 +10,7 @@ from typing import Final
 
 from backends.base import Told
 from backends.ending import Ending
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: programs that wait themselves for what they start, in a block of code
@@ -20,7 +20,7 @@ PROGRAMS: Final = {"accel/linuxproof.py", "accel/cache.py"}
 class Owner:
     def __init__(self) -> None:
         self.failures: list[tuple[str, str]] = []
-        self.tasks = Tasks(lambda name, exc: self.failures.append((name, str(exc))))
+        self.tasks = OwnedTasks(lambda name, exc: self.failures.append((name, str(exc))))
 
 
 async def fails() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from backends.qemu import watch
 from backends.qemu.heard import Heard
 from backends.qemu.watch import RunWatch
-from runphi_async.aio.owned import Tasks
+from runphi_async.aio.owned import OwnedTasks
 from runphi_async.config.schema import InitSeconds
 from runphi_async.errors import BackendError
 from tests.unit.consolekit import until
@@ -59,7 +59,7 @@ async def test_one_that_said_it_ends_is_helped_though_it_does_not_answer(monkeyp
     """QEMU may hang on its way out, with its monitor gone already: nobody else would ever end the container."""
     monkeypatch.setattr(watch, "ENDING_PATIENCE", 0.02)
     driver, failures = Silent(), Failures()
-    tasks = Tasks(failures)
+    tasks = OwnedTasks(failures)
     run = watching(driver)
     run.start(tasks)
     run.heard(watch.ENDS)
@@ -74,7 +74,7 @@ async def test_one_that_said_nothing_of_an_end_is_left_alone(monkeypatch: pytest
     """A full console stops QEMU from answering, and its guest is there all the same."""
     monkeypatch.setattr(watch, "ENDING_PATIENCE", 0.02)
     driver, failures = Silent(), Failures()
-    tasks = Tasks(failures)
+    tasks = OwnedTasks(failures)
     run = watching(driver)
     run.start(tasks)
     run.heard("STOP")
