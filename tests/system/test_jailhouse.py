@@ -353,6 +353,8 @@ def test_a_new_supervisor_looks_over_the_ledger(place: CellPlace) -> None:
     with closing(sqlite3.connect(place.run_dir / "ledger.db")) as ledger, ledger:
         ledger.execute("UPDATE claim SET start = 9, end = 10 WHERE owner = 'live' AND kind = 'cpu'")
     place.kill_supervisor()
+    # it answers before it has compared its accounts
+    until(lambda: "cell 'stranger' on CPUs 8 was made" in place.log(), "the ledger is looked over")
     assert place.held() == {"live", "orphan"}
     log = place.log()
     assert "ledger: vanished: its cell 'vanished' does not exist any more: freed" in log
@@ -366,7 +368,7 @@ def test_a_new_supervisor_looks_over_the_ledger(place: CellPlace) -> None:
     assert "vanished" not in said
     place.board.run("cell", "destroy", "--name", "orphan")
     place.kill_supervisor()
-    assert place.held() == {"live"}
+    until(lambda: place.held() == {"live"}, "the ledger is looked over")
     cell.type(b"exit 0\n")
     assert cell.wait() == 0
     assert place.held() == set()
