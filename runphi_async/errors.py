@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error tree of the project; every layer raises from it and only the CLI border prints it.
+"""The one error tree of the project; every room raises from it and only the border, where a verb is asked, prints it.
 
     RunphiError
     ├── ConfigError        the configuration file or a global option is wrong
@@ -7,13 +7,28 @@
     ├── SpecError          bundle or config.json is wrong
     ├── PlanError          the partition asked for cannot be had on this machine
     ├── BackendError       the hypervisor or one of its tools failed
+    │   ├── XenStoreError  xenstored refuses a request or cannot be reached
+    │   ├── Hung           Jailhouse does not answer any more: only a reset of the board helps
+    │   ├── Refused        a guest does not agree to what is to be done with its cell
+    │   └── Gone           a cell that is to be driven is not there any more
     ├── StateError         the verb does not fit the container's state
     ├── NotFoundError      no such container
     ├── UnsupportedError   this guest cannot do that
     ├── CellError          a Jailhouse configuration cannot be read or written
     ├── TreeError          a guest's device tree cannot be read or used
     ├── HookError          an OCI hook failed
-    └── CgroupError        the cgroup cannot be made, filled or removed
+    ├── CgroupError        the cgroup cannot be made, filled or removed
+    ├── SourceError        what a console or channel is read from cannot be opened
+    ├── SettingError       a word in the name of such a source cannot be understood
+    ├── RuleError          a pattern for a console cannot be used
+    ├── RecordingError     a timed log is none, or is damaged
+    ├── Broken             a guest's part of a virtqueue makes no sense
+    ├── ImageError         there is no kernel in an image
+    └── Unfinished         a proof of the accelerator came to no end, so nothing was found out
+
+Four exceptions are no errors: nobody prints them, they say where to go on. ``ClientGone`` (there is nobody left to
+answer), ``PassThrough`` (the verb is the ordinary runtime's), ``HelpAsked`` (the parser was asked for help), and the
+thin client's ``Lost`` (no supervisor there any more: ask again). What ``runphi_async.testing`` raises is its own.
 
 Messages are lower case, in the form ``cannot …: why``. Engines classify failures by phrases in these texts
 (docs/reference/engines.md), so a message must not borrow a phrase such as "does not exist" for another meaning.

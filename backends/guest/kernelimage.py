@@ -16,6 +16,8 @@ import subprocess
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from runphi_async.errors import RunphiError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -31,15 +33,8 @@ _ARM64: Final = 56
 _ZBOOT: Final = struct.Struct("<4s4sII8s32s")
 
 
-class ImageError(Exception):
-    """Raised when there is no kernel in an image.
-
-    :param hint: how to mend it, when that is known.
-    """
-
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
+class ImageError(RunphiError):
+    """Raised when there is no kernel in an image."""
 
 
 class Compression(NamedTuple):

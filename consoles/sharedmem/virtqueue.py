@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from consoles.sharedmem.regions import fence
+from runphi_async.errors import RunphiError
 
 if TYPE_CHECKING:
     from consoles.sharedmem.regions import Region
@@ -22,7 +23,7 @@ NO_INTERRUPT: Final = 1
 _DESCRIPTOR: Final = struct.Struct("<QIHH")
 
 
-class Broken(Exception):
+class Broken(RunphiError):
     """Raised when the driver's part of a queue makes no sense."""
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from runphi_async.errors import RunphiError
+
 #: Speeds the kernel may be asked for; a port that cannot do one refuses it when it is opened.
 SLOWEST: Final = 50
 FASTEST: Final = 12_000_000
@@ -41,7 +43,7 @@ class SerialSettings(NamedTuple):
         return ",".join(words)
 
 
-class SettingError(ValueError):
+class SettingError(RunphiError, ValueError):
     """Raised for a word that cannot be understood.
 
     :param at: offset of the word in the text.

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from runphi_async.errors import RunphiError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
@@ -42,8 +44,8 @@ PERIOD: Final = 10.0
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
-class RuleError(ValueError):
-    """Raised when a rule cannot be used; the text says why."""
+class RuleError(RunphiError, ValueError):
+    """Raised when a rule cannot be used; the text says why. A ValueError, as msgspec wants it of a configuration."""
 
 
 class Rule(NamedTuple):

@@ -25,6 +25,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from consoles.streams.logs.encode import notice
+from runphi_async.errors import RunphiError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ class Record(NamedTuple):
         return b"\r\n" + notice(count, self.data[LOSS.size :].decode("ascii", "replace")) + b"\r\n"
 
 
-class RecordingError(ValueError):
+class RecordingError(RunphiError, ValueError):
     """Raised when a file is no recording, or is damaged; the text says where."""
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from backends.base import Evidence, Told, Verdict
-from consoles.errors import SourceError
 from consoles.sharedmem import shmfiles
 from consoles.streams import terminal
 from consoles.streams.fifo import open_fifo
@@ -27,7 +26,7 @@ from runphi_async.aio.waiting import together
 from runphi_async.container import hearsay
 from runphi_async.container.bulkhead import Bulkhead, Steps
 from runphi_async.container.stopping import Stopping
-from runphi_async.errors import BackendError, CgroupError, StateError, UnsupportedError
+from runphi_async.errors import BackendError, CgroupError, StateError
 from runphi_async.host.cgroup import Cgroup, hierarchies
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
@@ -356,14 +355,11 @@ class Guest:
             log.info("%s: %s", self.record.name, exc)
 
     async def send_break(self) -> bool:
-        """Send a serial break to the guest; False: its console has none."""
+        """Send a serial break to the guest, or raise the ``RunphiError`` why not; False: its console has none."""
         if self.driver is None or self.settled.is_set():
             return False
         if self.console is not None and self.console.is_source:
-            try:
-                await self.console.send_break()
-            except SourceError as exc:
-                raise UnsupportedError(str(exc)) from exc
+            await self.console.send_break()
             return True
         guest = self.driver.abilities.breaks
         if guest is not None:
