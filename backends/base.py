@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from backends.lines import Line
     from consoles.sources.base import Source
+    from runphi_async.events import AnyEvent
     from runphi_async.lifeline.stub import Fd
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
@@ -101,7 +102,7 @@ class Inheritance(NamedTuple):
     extra: tuple[int, ...] = ()
 
 
-def _unnoted(kind: str, **data: object) -> None:
+def _unnoted(event: AnyEvent) -> None:
     """Forget an event: nobody keeps them."""
 
 
@@ -120,7 +121,7 @@ class Told(NamedTuple):
     :ivar done: the guest has nothing more to do and says how many bytes it printed in all: destroy it when they
         have arrived. Only guests that can say so.
     :ivar say: a line for the console: why the guest cannot run what it was asked to.
-    :ivar note: writes an event: its kind, then its data by name.
+    :ivar note: writes an event.
     :ivar paused: somebody, who is named, made the guest stand still, and it was not us; what is known already may be
         said again.
     :ivar resumed: somebody let it go on.
@@ -132,7 +133,7 @@ class Told(NamedTuple):
     ended: Callable[[], None]
     done: Callable[[int], None]
     say: Callable[[str], None]
-    note: Callable[..., None] = _unnoted
+    note: Callable[[AnyEvent], None] = _unnoted
     paused: Callable[[str], None] = _unheard
     resumed: Callable[[str], None] = _unheard
     again: Callable[[str], None] = _unheard

@@ -150,7 +150,7 @@ class CellDriver:
         log.info("%s: made cell '%s'; CPUs that have left the root system: %s", self._owner, seen.name, cpus or "none")
         if seen.cpus:
             root = (await self._tool.look()).root
-            self._voice.note("cpus-left", cpus=cpus, root=ranges.listed(root.cpus) if root is not None else "")
+            self._voice.cpus_left(seen.cpus, root.cpus if root is not None else ())
 
     def _write_files(self) -> str:
         assert self._plan is not None
@@ -220,7 +220,7 @@ class CellDriver:
         if cell is not None and cell.failed != self._failed:
             self._failed = cell.failed
             if cell.failed:
-                self._voice.note("cpus-failed", cpus=ranges.listed(cell.failed), state=cell.state)
+                self._voice.cpus_failed(cell.failed, cell.state)
             if cell.failed and cell.runs:
                 self._voice.say(
                     f"the hypervisor stopped CPU {', '.join(map(str, cell.failed))} of the cell; others go on"
@@ -405,7 +405,7 @@ class CellDriver:
         """Note that the cell's CPUs are the root system's again: one that was offline before stays offline."""
         if self._cell.cpus:
             offline = await self._machine.report_cpus(self._owner, self._cell.cpus)
-            self._voice.note("cpus-back", cpus=ranges.listed(self._cell.cpus), offline=ranges.listed(offline))
+            self._voice.cpus_back(self._cell.cpus, offline)
 
     async def _clean(self) -> None:
         if self._cleaned:

@@ -17,6 +17,7 @@ from consoles.errors import SourceError
 from consoles.sharedmem import ivshmem
 from consoles.sources.shmem import ShmemSource
 from consoles.sources.virtioconsole import VirtioConsole
+from runphi_async.events import ConsoleViolation, IvshmemState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from backends.jailhouse.plan import ConsoleChoice
     from consoles.sharedmem.ivshmem import DeviceBell, UioDevice
     from consoles.sources.base import Source
+    from runphi_async.events import AnyEvent
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ QUIET: Final = 60.0
 MEMORY: Final = "console.virtio"
 
 
-def source(choice: ConsoleChoice, directory: str, note: Callable[..., None], *, fresh: bool) -> Source:
+def source(choice: ConsoleChoice, directory: str, note: Callable[[AnyEvent], None], *, fresh: bool) -> Source:
     """Return the source of a console in shared memory; the device is looked up when it is opened.
 
     :param directory: of the record.
@@ -70,7 +72,7 @@ def path_of(choice: ConsoleChoice) -> str:
 class _Breaches:
     """Counts what a guest does wrong, and tells it now and then."""
 
-    def __init__(self, note: Callable[..., None]) -> None:
+    def __init__(self, note: Callable[[AnyEvent], None]) -> None:
         self._note = note
         self._count = 0
         self._told = -QUIET
@@ -80,7 +82,7 @@ class _Breaches:
         if time.monotonic() - self._told >= QUIET:
             self._told = time.monotonic()
             log.warning("a cell broke the rules of its console: %s", what)
-            self._note("console-violation", what=what, count=self._count)
+            self._note(ConsoleViolation(what=what, count=self._count))
 
 
 class Presence:
@@ -89,7 +91,7 @@ class Presence:
     The hypervisor sets it to 0 when the cell is stopped or loaded; everything else is the guest's.
     """
 
-    def __init__(self, choice: ConsoleChoice, note: Callable[..., None]) -> None:
+    def __init__(self, choice: ConsoleChoice, note: Callable[[AnyEvent], None]) -> None:
         self._choice = choice
         self._note = note
         self._table: ivshmem.StateTable | None = None
@@ -110,7 +112,7 @@ class Presence:
         state = self._table.state(self._choice.peer)
         if state != self._state:
             self._state = state
-            self._note("ivshmem-state", device=self._choice.name, peer=self._choice.peer, state=state)
+            self._note(IvshmemState(device=self._choice.name, peer=self._choice.peer, state=state))
 
     def close(self) -> None:
         """Let go of the table."""

@@ -19,6 +19,7 @@ from backends.lines import Kind
 from consoles.errors import SourceError
 from consoles.sources.process import ProcessSource
 from runphi_async.errors import BackendError
+from runphi_async.events import ConsoleLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from backends.jailhouse.watcher import Watcher
     from backends.lines import Line
     from consoles.sources.base import Listener
+    from runphi_async.events import AnyEvent
 
 #: Seconds without a byte after which a half line is shown, and the past at the beginning has been read. The driver
 #: looks for news ten times a second.
@@ -81,7 +83,9 @@ class VirtualConsole:
         #: set while nothing comes
         self.quiet = asyncio.Event()
 
-    def source(self, name: str, say: Callable[[str], None], note: Callable[..., None], *, fresh: bool) -> CellConsole:
+    def source(
+        self, name: str, say: Callable[[str], None], note: Callable[[AnyEvent], None], *, fresh: bool
+    ) -> CellConsole:
         """Return the console of a cell.
 
         :param note: writes an event.
@@ -210,7 +214,7 @@ class CellConsole:
         console: VirtualConsole,
         name: str,
         say: Callable[[str], None],
-        note: Callable[..., None],
+        note: Callable[[AnyEvent], None],
         *,
         fresh: bool,
     ) -> None:
@@ -241,7 +245,7 @@ class CellConsole:
         if not self.fresh and not self._told_gap:
             self._told_gap = True
             self._say(_GAP)
-            self._note("console-lost", why="no supervisor ran")
+            self._note(ConsoleLost(why="no supervisor ran"))
 
     def received(self, data: bytes) -> None:
         """Take what the cell printed, unless an earlier supervisor had it already."""
@@ -274,13 +278,13 @@ class CellConsole:
     def _note_lost(self) -> None:
         fresh, self._noted_missed = self._missed - self._noted_missed, self._missed
         if fresh:
-            self._note("console-lost", bytes=fresh, why="they came faster than they are read")
+            self._note(ConsoleLost(bytes=fresh, why="they came faster than they are read"))
 
     def interrupted(self) -> None:
         """Nobody reads the hypervisor's console for a moment."""
         if self._listener is not None and not self._past:
             self._say("the hypervisor's console is read anew: what the cell prints meanwhile is lost")
-            self._note("console-lost", why="the command that reads it ended")
+            self._note(ConsoleLost(why="the command that reads it ended"))
 
     def not_alone(self, text: str) -> None:
         """Others print as well."""

@@ -12,6 +12,7 @@ import anyio
 from runphi_async import digits, regular
 from runphi_async.commands.cli import find_or_pass
 from runphi_async.errors import SpecError, StateError, UnsupportedError
+from runphi_async.events import Update
 from runphi_async.host.cgroup import Limits
 from runphi_async.oci.spec import Resources, resources_from_bytes
 from runphi_async.record.lifecycle import Status
@@ -57,7 +58,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         if guest.record.status is Status.STOPPED:
             raise StateError("container not running")
         await anyio.to_thread.run_sync(guest.cgroup.apply, limits(given, resources))
-        guest.note("update")
+        guest.note(Update())
         memory = given.memory or (resources.memory.limit if resources.memory is not None else None)
         if memory is not None and memory > 0 and memory != await guest.memory_limit():
             raise UnsupportedError(

@@ -18,7 +18,7 @@ from consoles.sources import describe
 from consoles.streams.rules import Rule, compiled
 from runphi_async import digits
 from runphi_async.config import realrunc
-from runphi_async.eventnames import RESERVED
+from runphi_async.events import NAMES
 
 _UNITS: Final = {
     "": 1,
@@ -129,7 +129,7 @@ class Console(Section, frozen=True):
 
     def __post_init__(self) -> None:
         for rule in self.rules:
-            compiled(Rule(rule.name, rule.pattern.encode()), RESERVED)
+            compiled(Rule(rule.name, rule.pattern.encode()), NAMES)
         for name in ("window_bytes", "attach_buffer_bytes"):
             if getattr(self, name) < 4096:
                 raise ValueError(f"{name}: expected at least 4 KiB, got {getattr(self, name).text()}")

@@ -26,6 +26,7 @@ from runphi_async.container.hooks import run_hooks
 from runphi_async.container.limits import limits
 from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
+from runphi_async.events import Create
 from runphi_async.host.files import boot_id, write_atomically
 from runphi_async.host.processes import Process, children
 from runphi_async.lifeline import stub
@@ -207,7 +208,7 @@ class Creation:
         guest.save()
         self._store.save_made(guest.record)
         await anyio.to_thread.run_sync(self._write_files, guest, plan, spec)
-        guest.note("create", backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus)
+        guest.note(Create(backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus))
 
     def _write_files(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
         directory, name = guest.directory, guest.record.name

@@ -22,6 +22,7 @@ from backends.base import Evidence, Told, Verdict
 from consoles.sharedmem import shmfiles
 from consoles.streams import terminal
 from consoles.streams.fifo import open_fifo
+from runphi_async import events
 from runphi_async.aio.waiting import together
 from runphi_async.container import hearsay
 from runphi_async.container.bulkhead import Bulkhead, Steps
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from backends.base import Driver
     from runphi_async.config.schema import Config
+    from runphi_async.events import AnyEvent
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.record.eventlog import EventLog
     from runphi_async.record.store import Record, Store
@@ -138,9 +140,9 @@ class Guest:
         except OSError as exc:
             log.error("%s: cannot write its record: %s", self.record.name, exc.strerror)
 
-    def note(self, kind: str, **data: object) -> None:
+    def note(self, event: AnyEvent) -> None:
         """Write an event into the container's event log."""
-        self.events.write(self.directory, kind, data)
+        self.events.write(self.directory, event)
 
     def open_bell(self) -> int:
         """Open the FIFO by which the stub says that something happened."""
@@ -258,9 +260,9 @@ class Guest:
     def console_changed(self, reason: str | None) -> None:
         """The far end of a console that is no FIFO is gone, or back."""
         if reason is None:
-            self.note("console-back")
+            self.note(events.ConsoleBack())
         else:
-            self.note("console-gone", reason=reason)
+            self.note(events.ConsoleGone(reason=reason))
 
     def hold_stub(self, process: Process) -> None:
         """Watch the stub: its death means that the engine gave up."""
@@ -417,7 +419,7 @@ class Guest:
         record.exit_code, record.reason = verdict
         record.finished = time.time()
         self.keep()
-        self.note("exit", code=verdict.code, reason=verdict.reason, delivered=delivered)
+        self.note(events.Exit(code=verdict.code, reason=verdict.reason, delivered=delivered))
         log.info("%s: ended with %d: %s", record.name, verdict.code, verdict.reason)
 
     def _verdict(self) -> Verdict:
@@ -533,7 +535,7 @@ class Guest:
             raise
         self._tell(Event.STARTED)
         self.look_at_size()
-        self.note("start")
+        self.note(events.Start())
 
     def _failure(self) -> str:
         lines = stub.vmm_log(self.directory).strip().splitlines()
@@ -542,12 +544,12 @@ class Guest:
     async def _suspend(self, _: int) -> None:
         await self._drive().suspend()
         self._tell(Event.PAUSED)
-        self.note("pause")
+        self.note(events.Pause())
 
     async def _continue(self, _: int) -> None:
         await self._drive().resume()
         self._tell(Event.RESUMED)
-        self.note("resume")
+        self.note(events.Resume())
 
     def _tell(self, event: Event) -> None:
         if not self._ended.is_set() and self.lifecycle.tell(event) is not None:
@@ -577,7 +579,7 @@ class Guest:
     async def _deliver(self, number: int) -> None:
         driver = self._drive()
         assert self._tasks is not None
-        self.note("signal", number=number)
+        self.note(events.SignalSent(number=number))
         await self._stopping.deliver(driver, self._tasks, number, meaning(number))
 
     async def _destroy_for(self, number: int) -> None:

@@ -4,27 +4,26 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
 from runphi_async.container.memoryrank import rank_for_memory
 from runphi_async.errors import CgroupError, SpecError
+from runphi_async.events import AccelFallback, Pause, Resume
 from runphi_async.host.processes import rank_of
 from runphi_async.record.lifecycle import Event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from runphi_async.events import AnyEvent
     from runphi_async.host.cgroup import Cgroup
     from runphi_async.record.eventlog import EventLog
     from runphi_async.record.lifecycle import Lifecycle
     from runphi_async.record.store import Record
 
 log = logging.getLogger(__name__)
-
-#: the event of a second try
-FALLBACK: Final = "accel-fallback"
 
 
 class Guest(Protocol):
@@ -44,7 +43,7 @@ class Guest(Protocol):
         """Its cgroup."""
         ...
 
-    def note(self, kind: str, **data: object) -> None:
+    def note(self, event: AnyEvent) -> None:
         """Write an event."""
         ...
 
@@ -55,20 +54,20 @@ class Guest(Protocol):
 
 def paused(guest: Guest, by: str) -> None:
     """Somebody made the guest stand still: `resume` lets it go on."""
-    _stands(guest, Event.PAUSED, "pause", by)
+    _stands(guest, Event.PAUSED, Pause(by=by))
 
 
 def resumed(guest: Guest, by: str) -> None:
     """Somebody let the guest go on."""
-    _stands(guest, Event.RESUMED, "resume", by)
+    _stands(guest, Event.RESUMED, Resume(by=by))
 
 
-def _stands(guest: Guest, event: Event, kind: str, by: str) -> None:
+def _stands(guest: Guest, event: Event, told: Pause | Resume) -> None:
     if guest.lifecycle.tell(event) is None:
         return  # nothing new
     guest.keep()
-    guest.note(kind, by=by)
-    log.warning("%s: %s by %s", guest.record.name, event, by)
+    guest.note(told)
+    log.warning("%s: %s by %s", guest.record.name, event, told.by)
 
 
 def again(guest: Guest, reason: str) -> None:
@@ -76,9 +75,9 @@ def again(guest: Guest, reason: str) -> None:
     if guest.record.fallback is None:
         guest.record.fallback = reason
         guest.keep()
-    elif guest.events.has(guest.directory, FALLBACK):
+    elif guest.events.has(guest.directory, AccelFallback):
         return  # a supervisor before us has said so; it may also have been killed right behind the record
-    guest.note(FALLBACK, accel="tcg", reason=reason)
+    guest.note(AccelFallback(accel="tcg", reason=reason))
 
 
 async def enrol(guest: Guest, pids: Sequence[int]) -> None:

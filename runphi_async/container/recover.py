@@ -23,10 +23,10 @@ import msgspec
 from backends import detect
 from backends.base import Accounting, Verdict
 from consoles.sharedmem import shmfiles
-from runphi_async import digits, regular
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.container.guest import Guest
 from runphi_async.errors import RunphiError, StateError
+from runphi_async.events import LedgerProblem, Sick
 from runphi_async.host.files import boot_id
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
@@ -115,7 +115,7 @@ async def _look_over(supervisor: Supervisor) -> None:
         log.warning("ledger: %s: %s", odd.name or "nobody", odd.text)
         guest = supervisor.guests.get(odd.name)
         if guest is not None:
-            guest.note("ledger", problem=odd.text)
+            guest.note(LedgerProblem(problem=odd.text))
 
 
 async def _find(supervisor: Supervisor, name: str) -> None:
@@ -182,9 +182,9 @@ async def _record(supervisor: Supervisor, name: str) -> Record | None:
 def _confirmed(directory: str, file: str) -> Process | None:
     """Return the process whose number is in a file of the record, if the kernel says that it works in the record."""
     try:
-        pid = digits.whole(regular.read(os.path.join(directory, file), 64, links=False).strip(), digits.PID_MAX)
+        pid = stub.read_pid(directory, file)
         process = Process(pid) if pid else None
-    except (OSError, RunphiError):
+    except OSError:
         return None
     if process is None:
         return None
@@ -240,7 +240,7 @@ def _keep_sick(supervisor: Supervisor, name: str, problem: str) -> None:
         return
     guest.sick = problem
     guest.last_resort = functools.partial(_give_up, supervisor, guest)
-    guest.note("sick", problem=problem)
+    guest.note(Sick(problem=problem))
 
 
 async def _give_up(supervisor: Supervisor, guest: Guest) -> None:

@@ -149,9 +149,9 @@ def read_status(record_dir: str) -> int | None:
     return _number(record_dir, VMM_STATUS, _STATUS_MAX)
 
 
-def read_pid(record_dir: str) -> int | None:
-    """Return the VMM's pid, None before the stub started it."""
-    return _number(record_dir, VMM_PID, digits.PID_MAX)
+def read_pid(record_dir: str, name: str = VMM_PID) -> int | None:
+    """Return the pid in a file of the record; the VMM's is None before the stub started it."""
+    return _number(record_dir, name, digits.PID_MAX)
 
 
 def vmm_log(record_dir: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from consoles.streams.rules import Rule, RuleError, compiled
 from runphi_async.errors import SpecError
-from runphi_async.eventnames import RESERVED
+from runphi_async.events import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,6 @@ def check_annotation(key: str, value: str) -> None:
     """
     if value:
         try:
-            compiled(Rule(key.removeprefix(ANNOTATION), value.encode("utf-8", "surrogateescape")), RESERVED)
+            compiled(Rule(key.removeprefix(ANNOTATION), value.encode("utf-8", "surrogateescape")), NAMES)
         except RuleError as exc:
             raise SpecError(f"cannot understand annotation {key}: {exc}") from None

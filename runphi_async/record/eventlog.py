@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import eventnames, regular
+from runphi_async import regular
+from runphi_async.events import encode, kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from runphi_async.events import AnyEvent, Own
 
 NAME: Final = "events.jsonl"
 #: to a regular file; where QEMU has put a FIFO it does not wait for a reader
@@ -65,15 +68,10 @@ class EventLog:
         self._followers: dict[str, set[Callable[[], None]]] = {}
         self._watchers: set[Callable[[], None]] = set()
 
-    def write(self, directory: str, kind: str, data: dict[str, object]) -> None:
-        """Append one event; a record that is gone has no more events.
-
-        One that ``eventnames`` does not know is written all the same, and logged: an event must not end a guest.
-        """
-        if (why := eventnames.problem(kind, data)) is not None:
-            log.error("event %s: %s", kind, why)
+    def write(self, directory: str, event: AnyEvent) -> None:
+        """Append one event; a record that is gone has no more events."""
         number = self._number(directory) + 1
-        line = msgspec.json.encode({"seq": number, "time": time.time(), "event": kind, **data}) + b"\n"
+        line = encode({"seq": number, "time": time.time()}, event)
         try:
             fd = os.open(os.path.join(directory, NAME), _APPEND, 0o600)
         except FileNotFoundError:
@@ -106,9 +104,9 @@ class EventLog:
         except OSError:
             return b""
 
-    def has(self, directory: str, kind: str) -> bool:
+    def has(self, directory: str, event: type[Own]) -> bool:
         """Whether an event of this kind was ever written. Within a text its quotes would be escaped."""
-        return msgspec.json.encode({"event": kind})[1:-1] in self.read(directory, 0)
+        return msgspec.json.encode({"event": kind(event)})[1:-1] in self.read(directory, 0)
 
     @contextlib.contextmanager
     def following(self, directory: str, wake: Callable[[], None]) -> Iterator[None]:

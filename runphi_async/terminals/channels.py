@@ -10,7 +10,6 @@ are the guest's alone, and what happens to it is told by events (``channel-gone`
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from consoles.sources.shmem import ShmemSource
 from consoles.streams.fifo import FifoSource
 from consoles.streams.journal import Journal
 from runphi_async.errors import NotFoundError
+from runphi_async.events import ChannelBack, ChannelGone, ChannelViolation, on_channel
 from runphi_async.partition import channels
 from runphi_async.partition.channels import SERIAL, Channel
 from runphi_async.partition.logplan import LogPlan
@@ -29,6 +29,7 @@ from runphi_async.terminals.stream import Logged, Stream
 if TYPE_CHECKING:
     from consoles.sources.base import Source
     from runphi_async.config.schema import Config
+    from runphi_async.events import AnyEvent
     from runphi_async.record.store import Record
     from runphi_async.terminals.stream import Owner
 
@@ -72,12 +73,11 @@ class ChannelStream(Stream):
             self._source = FifoSource.opened(owner.directory)
         else:
             self._source = channels.source(channel, owner.directory, journal.tail, self._breach)
-        note = functools.partial(owner.note, channel=self.name)
         super().__init__(
             self._source,
             journal,
-            Logged(logs(config, owner.record, self.name), own, note),
-            Sessions(note, lambda rows, cols: None),
+            Logged(logs(config, owner.record, self.name), own, self._own_note),
+            Sessions(self._own_note, lambda rows, cols: None),
             limits=config.console,
             changed=self._changed,
             marks=False,
@@ -85,18 +85,21 @@ class ChannelStream(Stream):
 
     # Section: what happens to it
 
+    def _own_note(self, event: AnyEvent) -> None:
+        self._note(on_channel(event, self.name))
+
     def _changed(self, reason: str | None) -> None:
         if reason is None:
-            self._note("channel-back", channel=self.name)
+            self._note(ChannelBack(channel=self.name))
         else:
-            self._note("channel-gone", channel=self.name, reason=reason)
+            self._note(ChannelGone(channel=self.name, reason=reason))
 
     def _breach(self, what: str) -> None:
         self._breaches += 1
         if time.monotonic() - self._told >= QUIET:
             self._told = time.monotonic()
             log.warning("channel %s: the guest broke the rules: %s", self.name, what)
-            self._note("channel-violation", channel=self.name, what=what, count=self._breaches)
+            self._note(ChannelViolation(channel=self.name, what=what, count=self._breaches))
 
     def statistics(self) -> dict[str, object]:
         """Return the stream's numbers for people and programs."""

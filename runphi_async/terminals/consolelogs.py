@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from consoles.streams.sinks.logfile import Place, open_log
+from runphi_async.events import LogError, LogResumed
 from runphi_async.partition.logplan import LogPlan
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from consoles.streams.journal import Journal
     from consoles.streams.sinks.logfile import LogSink, LogStatistics
     from runphi_async.aio.tasks import Tasks
+    from runphi_async.events import AnyEvent
     from runphi_async.record.store import Record
 
 
@@ -25,14 +27,6 @@ if TYPE_CHECKING:
 CLOSE_PATIENCE: Final = 10.0
 #: Seconds that ``runphi logs`` waits for what was printed just now.
 CATCH_UP: Final = 1.0
-
-
-class Note(Protocol):
-    """Writes an event of the container, see ``Guest.note``."""
-
-    def __call__(self, kind: str, **data: object) -> None:
-        """Write it."""
-        ...
 
 
 def plans(record: Record) -> tuple[LogPlan, ...]:
@@ -54,10 +48,18 @@ class ConsoleLogs:
     :param directory: where positions are kept: the record directory.
     :param cursor: description on the journal that keeps the raw log's position; owned. -1: there is none.
     :param hold: bytes that may wait for a disk that refuses; less than the hub's window.
+    :param note: writes an event.
     """
 
     def __init__(
-        self, hub: Hub, logs: Sequence[LogPlan], directory: str, *, cursor: int, hold: int, note: Note
+        self,
+        hub: Hub,
+        logs: Sequence[LogPlan],
+        directory: str,
+        *,
+        cursor: int,
+        hold: int,
+        note: Callable[[AnyEvent], None],
     ) -> None:
         self._hub = hub
         self._note = note
@@ -79,10 +81,13 @@ class ConsoleLogs:
             cursor=cursor,
             sidecar=os.path.join(directory, f"{log.kind}.log-position"),
             progress=self._logged,
-            on_error=lambda exc: self._note("log-error", log=log.kind, path=log.path, error=exc.strerror or str(exc)),
-            on_resume=lambda lost: self._note("log-resumed", log=log.kind, path=log.path, lost=lost),
+            on_error=lambda exc: self._failed(log, exc.strerror or str(exc)),
+            on_resume=lambda lost: self._note(LogResumed(log=log.kind, path=log.path, lost=lost)),
             hold=hold,
         )
+
+    def _failed(self, log: LogPlan, error: str) -> None:
+        self._note(LogError(log=log.kind, path=log.path, error=error))
 
     def start(self, tasks: Tasks) -> None:
         """Begin to write."""
@@ -137,6 +142,6 @@ class ConsoleLogs:
             with anyio.move_on_after(CLOSE_PATIENCE) as scope:
                 await sink.close()
             if scope.cancelled_caught:
-                self._note("log-error", log=log.kind, path=log.path, error="the disk does not answer")
+                self._failed(log, "the disk does not answer")
         for wake in tuple(self._watchers):
             wake()

@@ -25,6 +25,7 @@ from consoles.errors import SourceError
 from consoles.sources import describe
 from consoles.sources.link import Backoff
 from consoles.streams.logs.files import Files, Place, history
+from runphi_async.events import HypervisorConsoleBack, HypervisorConsoleGone, kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -180,13 +181,13 @@ class HypervisorConsole:
         log.warning("the hypervisor's console is gone: %s", reason)
         self._flush()
         self._splitter.restart()
-        self._keep(Line(Kind.MARK, f"hypervisor-console-gone: {reason}".encode()))
+        self._keep(Line(Kind.MARK, f"{kind(HypervisorConsoleGone)}: {reason}".encode()))
         self._past, self._past_bytes = [], 0
 
     def back(self) -> None:
         """It is followed again; it may repeat itself now."""
         log.info("the hypervisor's console is back")
-        self._keep(Line(Kind.MARK, b"hypervisor-console-back"))
+        self._keep(Line(Kind.MARK, kind(HypervisorConsoleBack).encode()))
 
     def _wait_for_quiet(self) -> None:
         if self._quiet is not None:

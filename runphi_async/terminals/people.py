@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from runphi_async.events import Attach, Detach, Observe, Share, Take
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
@@ -63,7 +65,7 @@ class Notice(NamedTuple, Generic[P]):
 class Happening(NamedTuple, Generic[P]):
     """Something for the event log."""
 
-    kind: str
+    what: type[Attach | Detach | Take | Share | Observe]
     person: P
     role: Role
 
@@ -134,7 +136,7 @@ class People(Generic[P]):
         does = "watches" if role is Role.OBSERVER else "may type"
         heard = {notice.to for notice in notices}
         others = [self._other(n, f"{name} joined and {does}") for n in self._people if n != person and n not in heard]
-        happenings = (*self._demotions(demoted), Happening("attach", person, role))
+        happenings = (*self._demotions(demoted), Happening(Attach, person, role))
         return Change((*others, *notices), happenings, (*demoted, person))
 
     def back(self, person: P, name: str, how: str, role: Role) -> Change[P]:
@@ -150,12 +152,12 @@ class People(Generic[P]):
             return Change((), (), (person,))
         self._set(holder, Role.OBSERVER)
         text = f"{name} is back and may type, you only watch; {self._people[holder].how} takes over"
-        return Change((self._own(holder, text),), (Happening("observe", holder, Role.OBSERVER),), (holder, person))
+        return Change((self._own(holder, text),), (Happening(Observe, holder, Role.OBSERVER),), (holder, person))
 
     def leave(self, person: P) -> Change[P]:
         """Somebody goes, or has vanished."""
         gone = self._people.pop(person)
-        happening = Happening("detach", person, gone.role)
+        happening = Happening(Detach, person, gone.role)
         return Change(tuple(self._stepped_back(gone, f"{gone.name} left")), (happening,), ())
 
     def take(self, person: P) -> Change[P]:
@@ -165,7 +167,7 @@ class People(Generic[P]):
         if self.typists() == [person] and self._people[person].role is Role.WRITER:
             return Change((self._own(person, "you are the writer already"),))
         demoted, notices = self._become(person, Role.WRITER, claimed=True)
-        happenings = (*self._demotions(demoted), Happening("take", person, Role.WRITER))
+        happenings = (*self._demotions(demoted), Happening(Take, person, Role.WRITER))
         notices.append(self._own(person, "you may type now"))
         return Change(tuple(notices), happenings, (*demoted, person))
 
@@ -178,7 +180,7 @@ class People(Generic[P]):
         self._set(person, Role.SHARER)
         text = f"you and {before} may type" if before else "you may type now"
         others = [self._other(n, f"{one.name} may type, too") for n in self._people if n != person]
-        return Change((*others, self._own(person, text)), (Happening("share", person, Role.SHARER),), (person,))
+        return Change((*others, self._own(person, text)), (Happening(Share, person, Role.SHARER),), (person,))
 
     def observe(self, person: P) -> Change[P]:
         """Somebody wants to watch only."""
@@ -190,7 +192,7 @@ class People(Generic[P]):
         self._set(person, Role.OBSERVER)
         notices = [n for n in self._stepped_back(one, f"{one.name} only watches now") if n.to != person]
         notices.append(self._own(person, f"you only watch now; {one.how} takes over"))
-        return Change(tuple(notices), (Happening("observe", person, Role.OBSERVER),), (person,))
+        return Change(tuple(notices), (Happening(Observe, person, Role.OBSERVER),), (person,))
 
     # Section: how it is decided
 
@@ -235,7 +237,7 @@ class People(Generic[P]):
         self._people[person] = self._people[person]._replace(role=role, claimed=False)
 
     def _demotions(self, persons: list[P]) -> list[Happening[P]]:
-        return [Happening("observe", person, Role.OBSERVER) for person in persons]
+        return [Happening(Observe, person, Role.OBSERVER) for person in persons]
 
     def _own(self, person: P, text: str) -> Notice[P]:
         return Notice(person, text, True)

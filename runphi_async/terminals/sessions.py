@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from consoles.streams.sinks.attach import AttachStatistics
+    from runphi_async.events import AnyEvent
     from runphi_async.wire.call import Call
 
 #: Longest text of a client's own that others are shown.
@@ -136,7 +137,7 @@ class Sessions:
     :param resize: tells the guest rows and columns of the terminal that counts, if it is an attached one.
     """
 
-    def __init__(self, note: Callable[..., None], resize: Callable[[int, int], None]) -> None:
+    def __init__(self, note: Callable[[AnyEvent], None], resize: Callable[[int, int], None]) -> None:
         self._people: People[Session] = People()
         self._note = note
         self._resize = resize
@@ -206,8 +207,8 @@ class Sessions:
         return role is (Role.OWNER if owned else Role.WRITER)
 
     def _carry_out(self, change: Change[Session]) -> None:
-        for kind, session, role in change.happenings:
-            self._note(kind, who=session.who.text(), role=role.value)
+        for what, session, role in change.happenings:
+            self._note(what(who=session.who.text(), role=role.value))
         for session in change.roles:
             role = self._people.role(session)
             session.warned = False

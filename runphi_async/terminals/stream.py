@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from consoles.streams.sinks.attach import AttachSink, Outlet
     from runphi_async.aio.tasks import Tasks
     from runphi_async.config.schema import Console as Limits
+    from runphi_async.events import AnyEvent
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.record.store import Record
-    from runphi_async.terminals.consolelogs import Note
     from runphi_async.terminals.sessions import Sessions
 
 
@@ -36,7 +36,7 @@ class Owner(Protocol):
         """Its record's directory."""
         ...
 
-    def note(self, kind: str, **data: object) -> None:
+    def note(self, event: AnyEvent) -> None:
         """Write an event."""
         ...
 
@@ -63,7 +63,7 @@ class Logged(NamedTuple):
 
     plans: Sequence[LogPlan]
     directory: str
-    note: Note
+    note: Callable[[AnyEvent], None]
     cursor: int = -1
 
 

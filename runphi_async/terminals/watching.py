@@ -15,12 +15,14 @@ import msgspec
 
 from consoles.streams.rules import Match, Milestones, State, Watch
 from runphi_async import regular
+from runphi_async.events import RuleMatch
 from runphi_async.host.files import write_atomically
 from runphi_async.partition.rules import rules_of
 
 if TYPE_CHECKING:
     from consoles.streams.hub import Hub
     from runphi_async.config.schema import Config
+    from runphi_async.events import AnyEvent
     from runphi_async.record.store import Record
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class Watched(Protocol):
         """Its record's directory."""
         ...
 
-    def note(self, kind: str, **data: object) -> None:
+    def note(self, event: AnyEvent) -> None:
         """Write an event."""
         ...
 
@@ -116,7 +118,7 @@ class Watching:
             if match.name == READY:
                 self._reached(READY)
             line = match.line.strip().decode("utf-8", "replace")
-            self._guest.note(match.name, rule=match.name, count=match.number, line=line)
+            self._guest.note(RuleMatch(match.name, match.name, match.number, line))
             log.info("%s: %s: %s", self._guest.record.name, match.name, line)
         self._record()  # once for all of them: it writes a file
 

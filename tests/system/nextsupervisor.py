@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -21,6 +21,9 @@ from runphi_async.partition.logplan import LogPlan
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import Record
 from runphi_async.terminals.console import Console, take_back
+
+if TYPE_CHECKING:
+    from runphi_async.events import AnyEvent
 
 #: Small, so that the guest waits for its readers most of the time.
 LIMITS: Final = Limits(window_bytes=Size(200_000), replay_bytes=Size(10_000))
@@ -43,7 +46,7 @@ class Owner:
             boot_id="",
         )
 
-    def note(self, kind: str, **data: object) -> None:
+    def note(self, event: AnyEvent) -> None:
         """Nobody reads events."""
 
     def resize(self, rows: int, cols: int) -> None:

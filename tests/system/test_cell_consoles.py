@@ -11,6 +11,7 @@ import pytest
 from backends.jailhouse.backend import JailhouseBackend
 from consoles.errors import SourceError
 from consoles.sharedmem.regions import open_region
+from runphi_async.events import IvshmemState
 from runphi_async.partition.channels import Channel
 from runphi_async.testing.shmempeer import Peer
 from tests.system.cellkit import CellLife, board_here, guest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backends.base import Backend, Told
+    from runphi_async.events import AnyEvent
     from runphi_async.partition.spec import GuestSpec
     from runphi_async.testing.cellboard import CellBoard
 
@@ -42,14 +44,14 @@ class Noted(CellLife):
 
     def __init__(self, backend: Backend, directory: Path) -> None:
         super().__init__(backend, directory)
-        self.notes: list[tuple[str, dict[str, object]]] = []
+        self.notes: list[AnyEvent] = []
         self.said: list[str] = []
 
     def told(self) -> Told:
-        return super().told()._replace(say=self.said.append, note=lambda kind, **data: self.notes.append((kind, data)))
+        return super().told()._replace(say=self.said.append, note=self.notes.append)
 
-    def noted(self, kind: str) -> list[dict[str, object]]:
-        return [data for name, data in self.notes if name == kind]
+    def states(self) -> list[tuple[int, int]]:
+        return [(event.peer, event.state) for event in self.notes if isinstance(event, IvshmemState)]
 
 
 @pytest.fixture(params=["con1", "shm0"])
@@ -114,10 +116,9 @@ async def test_a_guest_that_is_loaded_again_finds_its_console(life: Noted) -> No
 async def test_the_cells_word_in_the_state_table_is_an_event(life: Noted) -> None:
     await life.start()
     await life.prompt()
-    await until(lambda: [note["state"] for note in life.noted("ivshmem-state")] == [1], "its word")
+    await until(lambda: life.states() == [(1, 1)], "its word")
     await life.driver.suspend()
-    await until(lambda: [note["state"] for note in life.noted("ivshmem-state")] == [1, 0], "the hypervisor's word")
-    assert life.noted("ivshmem-state")[0]["peer"] == 1
+    await until(lambda: life.states() == [(1, 1), (1, 0)], "the hypervisor's word")
 
 
 async def test_what_an_earlier_guest_left_in_the_memory_is_not_shown(

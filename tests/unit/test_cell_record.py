@@ -13,6 +13,7 @@ from backends.jailhouse.ending import Phase
 from backends.jailhouse.marks import Said
 from backends.jailhouse.progress import PHASE, SAID, Progress
 from backends.jailhouse.voice import HEARD_MAX, Voice
+from runphi_async.events import CpusBack, CpusLeft, kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ class People:
 
     def attend(self) -> None:
         told = Told(
-            lambda: None, lambda printed: None, self.lines.append, lambda kind, **data: self.events.append(kind)
+            lambda: None, lambda printed: None, self.lines.append, lambda event: self.events.append(kind(event))
         )
         self.ending.attend(told)
         self.voice.attend(told)
@@ -64,7 +65,7 @@ class People:
 def test_what_nobody_could_hear_is_said_once_somebody_attends() -> None:
     people = People()
     people.voice.say("early")
-    people.voice.note("cpus-left", cpus="1")
+    people.voice.note(CpusLeft(cpus="1", root=""))
     assert (people.lines, people.events) == ([], [])
     people.attend()
     people.voice.say("late")
@@ -76,7 +77,7 @@ def test_behind_the_end_there_are_events_and_no_lines() -> None:
     people.attend()
     people.ending.once()
     people.voice.say("too late")
-    people.voice.note("cpus-back")
+    people.voice.note(CpusBack(cpus="1", offline=""))
     assert (people.lines, people.events) == ([], ["cpus-back"])
 
 

@@ -20,6 +20,7 @@ from runphi_async import wire
 from runphi_async.commands import attach, cli
 from runphi_async.config.schema import Config
 from runphi_async.container.registry import Supervisor
+from runphi_async.events import Attach
 from runphi_async.terminals.sessions import Sessions
 from runphi_async.wire.console import AttachStart, unpack_offset
 from runphi_async.wire.outgoing import ClientGone
@@ -41,7 +42,7 @@ class Machine:
         self.directory = directory
         self.record = SimpleNamespace(name="c1", id="c1", root="/r", exit_code=7, attached=True)
         self.settled = anyio.Event()
-        self.people = Sessions(lambda kind, **data: None, lambda rows, cols: None)
+        self.people = Sessions(lambda event: None, lambda rows, cols: None)
         printed, self.printing = pipe()
         self.keyboard, typing = pipe()
         self.source = FifoSource(printed, typing)
@@ -211,17 +212,17 @@ async def test_the_exit_status_is_not_lost_in_half_a_frame(
 
 
 async def test_events_are_followed_until_the_client_goes(supervisor: Supervisor, machine: Machine) -> None:
-    supervisor.events.write(machine.directory, "attach", {"who": "anna"})
+    supervisor.events.write(machine.directory, Attach(who="anna", role="writer"))
     async with asking(supervisor, "events", "c1") as client:
         await client.heard(wire.OUT, b"anna")
-        supervisor.events.write(machine.directory, "attach", {"who": "bob"})
+        supervisor.events.write(machine.directory, Attach(who="bob", role="writer"))
         await client.heard(wire.OUT, b"bob")
         client.leave()
 
 
 async def test_events_are_followed_until_the_container_is_deleted(supervisor: Supervisor, machine: Machine) -> None:
     async with asking(supervisor, "events", "c1") as client:
-        supervisor.events.write(machine.directory, "attach", {"who": "anna"})
+        supervisor.events.write(machine.directory, Attach(who="anna", role="writer"))
         await client.heard(wire.OUT, b"anna")
         supervisor.drop(cast("Guest", machine))
     assert client.answer.status == 0

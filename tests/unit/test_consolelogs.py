@@ -13,6 +13,7 @@ import pytest
 from consoles.streams.fifo import FifoSource
 from consoles.streams.hub import Hub
 from consoles.streams.logs import carry
+from runphi_async.events import LogError
 from runphi_async.partition.logplan import LogPlan
 from runphi_async.terminals import consolelogs
 from runphi_async.terminals.consolelogs import ConsoleLogs
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consoles.streams.journal import Journal
+    from runphi_async.events import AnyEvent
 
 journal = pytest.fixture(journals)
 
 
 class Events:
     def __init__(self) -> None:
-        self.written: list[tuple[str, dict[str, object]]] = []
+        self.written: list[AnyEvent] = []
 
-    def __call__(self, kind: str, **data: object) -> None:
-        self.written.append((kind, data))
+    def __call__(self, event: AnyEvent) -> None:
+        self.written.append(event)
 
 
 def make(journal: Journal, tmp_path: Path, *kinds: str) -> tuple[ConsoleLogs, Events, Hub]:
@@ -86,7 +88,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
         with anyio.fail_after(10):
             await logs.close()
         assert (tmp_path / "log" / "raw.log").read_bytes() == b"hello\n"
-        ((kind, data),) = events.written
-        assert (kind, data["log"], data["error"]) == ("log-error", "cri", "the disk does not answer")
+        path = str(tmp_path / "log" / "cri.log")
+        assert events.written == [LogError(log="cri", path=path, error="the disk does not answer")]
         hanging.set()
     hub.close()

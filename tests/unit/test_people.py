@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from runphi_async.events import Attach, Observe
 from runphi_async.terminals.people import Change, People, Role, Wish
 
 ROLES = {"w": Role.WRITER, "s": Role.SHARER, "o": Role.OBSERVER, "r": Role.OWNER}
@@ -53,7 +54,7 @@ def test_joining(before: str, wish: Wish, after: str) -> None:
     assert show(made) == after
     changed = {i + 1 for i, (old, new) in enumerate(itertools.zip_longest(before, after)) if old != new}
     assert set(change.roles) == changed
-    assert change.happenings[-1] == ("attach", len(before) + 1, made.role(len(before) + 1))
+    assert change.happenings[-1] == (Attach, len(before) + 1, made.role(len(before) + 1))
     for number in range(1, len(before) + 1):  # everybody else hears of it, once
         assert len(told(change, number)) == 1
 
@@ -84,7 +85,7 @@ def test_the_former_writer_is_told_who_took_over_and_how_to_take_back() -> None:
     change = made.join(3, "anna (pid 7)", "--take", Wish.TAKE)
     assert told(change, 1) == ["anna (pid 7) has taken over, you only watch now; ^] t takes back"]
     assert told(change, 2) == ["anna (pid 7) has taken over"]
-    assert [happening[:2] for happening in change.happenings] == [("observe", 1), ("attach", 3)]
+    assert [happening[:2] for happening in change.happenings] == [(Observe, 1), (Attach, 3)]
 
 
 def test_who_only_watches_is_told_whom_and_how_to_take_over() -> None:
@@ -142,7 +143,7 @@ class Console(RuleBasedStateMachine):
         for number in changed - {actor}:
             assert now[number] is Role.OBSERVER  # others only ever lose
             assert [n for n in change.notices if n.to == number and n.own], "it must be told"
-            assert ("observe", number, Role.OBSERVER) in change.happenings
+            assert (Observe, number, Role.OBSERVER) in change.happenings
         for number in now:
             assert sum(notice.to == number for notice in change.notices) <= 1
         self.roles = now

@@ -28,7 +28,7 @@ from consoles.streams.rules import (
 from runphi_async.config.loading import from_table
 from runphi_async.config.schema import Config
 from runphi_async.errors import ConfigError, SpecError
-from runphi_async.eventnames import RESERVED
+from runphi_async.events import NAMES
 from runphi_async.partition.rules import check_annotation, rules_of
 from tests.unit.consolekit import journals, until
 
@@ -63,7 +63,7 @@ def journal() -> Iterator[Journal]:
 )
 def test_what_is_no_rule(rule: Rule, why: str) -> None:
     with pytest.raises(RuleError, match=why):
-        compiled(rule, RESERVED)
+        compiled(rule, NAMES)
 
 
 def test_a_line_matches_once() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from consoles.streams.sinks.attach import AttachStatistics
 from consoles.streams.terminal import Size
+from runphi_async.events import AnyEvent, Attach, Detach, Observe, Share, Take, kind
 from runphi_async.terminals.people import Role, Wish
 from runphi_async.terminals.sessions import Session, Sessions, Who, printable, read_size
 
@@ -35,8 +36,9 @@ class Console:
         self.sizes: list[tuple[int, int]] = []
         self.people = Sessions(self.note, lambda rows, cols: self.sizes.append((rows, cols)))
 
-    def note(self, kind: str, **data: object) -> None:
-        self.events.append((kind, str(data["who"]).partition(" ")[0], str(data["role"])))
+    def note(self, event: AnyEvent) -> None:
+        assert isinstance(event, Attach | Detach | Take | Share | Observe)
+        self.events.append((kind(event), event.who.partition(" ")[0], event.role))
 
     def join(
         self, name: str, wish: Wish | Role = Wish.PLAIN, size: Size | None = None, *, quiet: bool = False

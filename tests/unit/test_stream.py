@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from msgspec import UNSET
 
 from consoles.errors import SourceError
 from runphi_async.config.schema import Config
+from runphi_async.events import AnyEvent, kind
 from runphi_async.partition.channels import SERIAL, Channel
 from runphi_async.partition.logplan import LogPlan
 from runphi_async.record.lifecycle import Status
@@ -44,13 +46,13 @@ class Owner:
             id="c1", name="c1", root="", bundle="", rootfs="", backend="", status=Status.RUNNING, created=0.0,
             boot_id="", log_dir=str(directory / "log"),
         )  # fmt: skip
-        self.events: list[tuple[str, dict[str, object]]] = []
+        self.events: list[AnyEvent] = []
         self.sizes: list[tuple[int, int]] = []
         self.ends = 0
         self.changes: list[str | None] = []
 
-    def note(self, kind: str, **data: object) -> None:
-        self.events.append((kind, data))
+    def note(self, event: AnyEvent) -> None:
+        self.events.append(event)
 
     def resize(self, rows: int, cols: int) -> None:
         self.sizes.append((rows, cols))
@@ -226,8 +228,8 @@ async def test_people_belong_to_their_stream(ends: Ends) -> None:
         await console.drain()
         await serial.close()
         await console.close()
-    assert [(kind, data.get("channel")) for kind, data in ends.owner.events] == [
-        ("attach", SERIAL), ("detach", SERIAL), ("attach", None), ("detach", None),
+    assert [(kind(event), getattr(event, "channel", None)) for event in ends.owner.events] == [
+        ("attach", SERIAL), ("detach", SERIAL), ("attach", UNSET), ("detach", UNSET),
     ]  # fmt: skip
     assert (numbers["received"], numbers["typed"], numbers["source"]) == (12, 7, "serial port")
     assert serial.statistics()["received"] == 0  # closed

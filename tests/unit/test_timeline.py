@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from backends.lines import Kind
 from consoles.streams.sinks.logfile import INDEX, LOG, PAIR
+from runphi_async.events import Exit, Start
 from runphi_async.operations import timeline
 from runphi_async.operations.timeline import (
     ConsoleTrack,
@@ -120,10 +121,10 @@ def test_stretches_are_found_by_halving(tmp_path_factory: Any, parts: list[bytes
 def test_events_as_items(tmp_path: Path) -> None:
     events = EventLog()
     track = EventTrack(events, str(tmp_path), "a", 0)
-    events.write(str(tmp_path), "exit", {"code": 3, "reason": "guest panicked", "delivered": True})
+    events.write(str(tmp_path), Exit(code=3, reason="guest panicked", delivered=True))
     ((_, text),) = shown(track)
     assert text == 'exit code=3 reason="guest panicked" delivered=true'
-    events.write(str(tmp_path), "start", {})
+    events.write(str(tmp_path), Start())
     assert [text for _, text in shown(track)] == ["start"]
     with open(tmp_path / "events.jsonl", "ab") as file:
         file.write(b'{"half\n{"seq":9,"time":1.5,"event":"late"}\n{"seq":10,"ti')
@@ -134,9 +135,9 @@ def test_events_as_items(tmp_path: Path) -> None:
 def test_whoever_watches_all_events_hears_of_every_container(tmp_path: Path) -> None:
     events, heard = EventLog(), []
     with events.watching(lambda: heard.append(1)):
-        events.write(str(tmp_path), "create", {})
+        events.write(str(tmp_path), Start())
         events.forget(str(tmp_path))
-    events.write(str(tmp_path), "create", {})
+    events.write(str(tmp_path), Start())
     assert heard == [1, 1]
 
 
