@@ -227,9 +227,11 @@ class LogSink:
     async def _work(self) -> None:
         """Write until there is nothing left or the disk refuses."""
         if self._failing and not self._hurried and self._loop.time() < self._retry_at:
-            await self._give_up_excess()
+            await self._give_up_excess(last=False)
             return
         while self._reopening or self.lag > 0 or self._carrier.unfinished:
+            # A guest that ends while the disk refuses has one more try coming, on a disk that may take it by then.
+            last = self._hurried
             try:
                 if self._reopening:
                     self._reopening = False
@@ -237,7 +239,7 @@ class LogSink:
                 else:
                     await _off(self._carrier.move, STEP, self._relieved)
             except OSError as exc:
-                await self._refused(exc)
+                await self._refused(exc, last=last)
                 return
             self._accepted()
             self._progress()
@@ -246,17 +248,17 @@ class LogSink:
         """Called in the thread that writes: bytes have left."""
         self._loop.call_soon_threadsafe(self._progress)
 
-    async def _refused(self, exc: OSError) -> None:
+    async def _refused(self, exc: OSError, *, last: bool) -> None:
         if not self._failing:
             self._lost_before = self.lost
             self._on_error(exc)
         self._failing = exc.errno or errno.EIO
         self._retry_at = self._loop.time() + RETRY
         await _off(self._carrier.let_go)
-        await self._give_up_excess()
+        await self._give_up_excess(last=last)
 
-    async def _give_up_excess(self) -> None:
-        hold = 0 if self._hurried else self._hold
+    async def _give_up_excess(self, *, last: bool) -> None:
+        hold = 0 if last else self._hold
         if self.lag > hold:
             # Half of what may be held: not every byte from here on is to be given up by itself.
             await _off(self._carrier.skip, self._journal.tail - hold // 2, self._failing)
