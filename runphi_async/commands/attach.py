@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.terminals.stream import Stream
     from runphi_async.wire.call import Call
@@ -149,7 +149,7 @@ def _is_terminal(call: Call) -> bool:
     return True
 
 
-async def show(call: Call, guest: Guest, order: Order) -> int:
+async def show(call: Call, guest: Container, order: Order) -> int:
     """Feed a client until the guest ends (its exit code) or the client leaves (0)."""
     size = None
     if order.is_terminal:  # the first size travels with the attachment: the replay needs it
@@ -158,10 +158,11 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
     who = await who_is(call, order.words)
     call.close_fds()
     stream, start = order.stream or guest.console, order.start
-    assert stream is not None
+    if stream is None:  # it ended meanwhile
+        return guest.record.exit_code or 0
     if start is None and order.replay is not None and not guest.settled.is_set():
         start = await replay.begin(call, stream.hub, order.log_dir, order.replay, size)
-    if guest.settled.is_set():  # it ended meanwhile
+    if guest.settled.is_set():
         return guest.record.exit_code or 0
     rows = size.rows if size is not None else 0
     sink = stream.attach(Outlet(call.outgoing), start, rows)
@@ -186,7 +187,7 @@ async def show(call: Call, guest: Guest, order: Order) -> int:
         stream.hub.detach(sink)
 
 
-async def _listen(call: Call, guest: Guest, stream: Stream, session: Session, order: Order) -> None:
+async def _listen(call: Call, guest: Container, stream: Stream, session: Session, order: Order) -> None:
     """Pass on what the person types, as fast as the guest takes it, until the person leaves."""
     people, queue = stream.people, stream.input
     while True:
@@ -215,19 +216,21 @@ async def _listen(call: Call, guest: Guest, stream: Stream, session: Session, or
             await _owner_says(guest, kind, payload)
 
 
-async def _owner_says(guest: Guest, kind: bytes, payload: bytes) -> None:
+async def _owner_says(guest: Container, kind: bytes, payload: bytes) -> None:
     """The client of `run` stands for an engine: its signals and its end of input are the container's."""
     if kind == wire.INPUT_EOF and guest.record.attached:
-        guest.end_of_input()
+        console = guest.console
+        if console is not None:
+            console.end_of_input()
     elif kind == wire.SIGNAL and (number := digits.whole(payload, signals.LAST)) is not None:
         try:
-            async with guest.lock:
+            async with guest.verb():
                 await guest.signal(number)
         except RunphiError as exc:
             log.info("%s: %s", guest.record.name, exc)
 
 
-async def _answer(guest: Guest, stream: Stream, session: Session, order: Order, key: bytes) -> None:
+async def _answer(guest: Container, stream: Stream, session: Session, order: Order, key: bytes) -> None:
     """Do what the key behind the escape key says."""
     people = stream.people
     match key:
@@ -249,14 +252,14 @@ def _twice(order: Order) -> tuple[str, str]:
     return (order.escape, f"send {order.escape} itself")
 
 
-async def _break(guest: Guest, session: Session, order: Order) -> None:
+async def _break(guest: Container, session: Session, order: Order) -> None:
     if not session.types():
         return
     if order.channel is not None:
         session.say("a channel has no break")
         return
     try:
-        sent = await guest.send_break()
+        sent = guest.running is not None and await guest.running.send_break()
     except RunphiError as exc:
         session.say(str(exc))
         return

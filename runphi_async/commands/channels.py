@@ -30,9 +30,9 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """List them; of an ended guest only names and sources are known."""
     guest = find_named(supervisor, given.id, options)
-    rows: list[dict[str, object]] = [stream.statistics() for stream in guest.streams.values()]
-    if not guest.streams:
-        rows = [{"name": name} for name in channels.names(guest.record)]
+    rows: list[dict[str, object]] = [{"name": name} for name in channels.names(guest.record)]
+    if guest.running is not None:
+        rows = [stream.statistics() for stream in guest.running.streams.channels.values()]
     if given.format == "json":
         await call.out(msgspec.json.encode(rows) + b"\n")
     else:

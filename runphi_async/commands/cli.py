@@ -25,7 +25,7 @@ from runphi_async.errors import NotFoundError, RunphiError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -198,7 +198,7 @@ def _append(path: str, line: bytes) -> None:
         os.close(fd)
 
 
-def find_named(supervisor: Supervisor, name: str, options: Globals) -> Guest:
+def find_named(supervisor: Supervisor, name: str, options: Globals) -> Container:
     """Return the container that a person means: by its name alone, unless --root says where.
 
     :raises NotFoundError: none has that name, or several have.
@@ -206,7 +206,7 @@ def find_named(supervisor: Supervisor, name: str, options: Globals) -> Guest:
     return supervisor.by_name(name, options.root if options.root_given else None)
 
 
-def find_or_pass(supervisor: Supervisor, container_id: str, options: Globals) -> Guest:
+def find_or_pass(supervisor: Supervisor, container_id: str, options: Globals) -> Container:
     """Return the container of an engine's verb; one that is not ours belongs to the ordinary runtime.
 
     :raises PassThrough: it is not ours.

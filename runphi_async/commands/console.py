@@ -29,7 +29,7 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """List the rules; a guest that has ended has none any more, its events tell what they saw."""
     guest = find_named(supervisor, given.id, options)
-    lines = guest.watching.lines() if guest.watching is not None else []
+    lines = guest.running.watching.lines() if guest.running is not None else []
     if given.format == "json":
         await call.out(msgspec.json.encode([line._asdict() for line in lines]) + b"\n")
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
 from runphi_async.container.document import document
+from runphi_async.container.forgetting import forget
 from runphi_async.container.hooks import run_hooks
 from runphi_async.errors import HookError, NotFoundError, SpecError
 from runphi_async.record.lifecycle import Event
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -33,7 +34,7 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Delete the container."""
     try:
-        guest: Guest = find_or_pass(supervisor, given.id, options)
+        guest: Container = find_or_pass(supervisor, given.id, options)
     except NotFoundError:
         if given.force:
             return  # engines force-delete what is gone already
@@ -42,7 +43,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     guest.lifecycle.check(event)
     if given.force:
         await guest.request(event)  # before the lock: a verb that hangs on this guest must not hold its deletion up
-    async with guest.lock:
+    async with guest.verb():
         if supervisor.guests.get(guest.record.name) is not guest:  # somebody else's delete was faster
             if given.force:
                 return
@@ -53,5 +54,5 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
             await run_hooks((await guest.hooks()).poststop, state, kind="poststop", cwd=guest.record.bundle)
         except (HookError, SpecError) as exc:
             log.warning("%s: %s", guest.record.name, exc)
-        await guest.forget()
+        await forget(guest)
         supervisor.drop(guest)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -54,7 +54,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
             return
 
 
-async def _stats(guest: Guest) -> bytes:
+async def _stats(guest: Container) -> bytes:
     """The numbers in the form of runc's `events --stats`, with the console's beside them."""
     stats = await anyio.to_thread.run_sync(lambda: guest.cgroup.stats())
     console = guest.console.hub.statistics() if guest.console is not None else None

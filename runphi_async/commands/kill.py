@@ -28,7 +28,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Deliver the signal."""
     number = parse(given.signal)
     guest = find_or_pass(supervisor, given.id, options)
-    async with guest.lock:
+    async with guest.verb():
         if given.all and guest.record.status is Status.STOPPED:
             return
         await guest.signal(number)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -56,7 +56,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         await call.out(_table(rows))
 
 
-def _ours(guest: Guest) -> dict[str, object]:
+def _ours(guest: Container) -> dict[str, object]:
     row: dict[str, object] = msgspec.to_builtins(document(guest.record))
     try:
         row["owner"] = pwd.getpwuid(0).pw_name

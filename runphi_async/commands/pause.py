@@ -24,5 +24,5 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Pause the guest."""
     guest = find_or_pass(supervisor, given.id, options)
-    async with guest.lock:
+    async with guest.verb():
         await guest.request(Event.PAUSE)

@@ -13,6 +13,7 @@ from runphi_async.commands import attach, create, detachkeys
 from runphi_async.commands.cli import PassThrough
 from runphi_async.container.bundle import is_wanted, read_bundle
 from runphi_async.container.creation import Creation
+from runphi_async.container.forgetting import forget
 from runphi_async.terminals.people import Wish
 from runphi_async.wire.console import AttachStart
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -44,7 +45,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     try:
         if guest.record.terminal and attached:
             return await _with_terminal(call, supervisor, guest)
-        async with guest.lock:
+        async with guest.verb():
             await guest.start()
         if given.detach:
             return 0
@@ -55,15 +56,15 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
             with anyio.CancelScope(shield=True):
                 await guest.end()
                 if not given.keep:
-                    async with guest.lock:
-                        await guest.forget()
+                    async with guest.verb():
+                        await forget(guest)
                         supervisor.drop(guest)
 
 
-async def _with_terminal(call: Call, supervisor: Supervisor, guest: Guest) -> int:
+async def _with_terminal(call: Call, supervisor: Supervisor, guest: Container) -> int:
     keys = detachkeys.parse(supervisor.config.console.detach_keys)
     shown = AttachStart(terminal=True, stdin=True, forward=True, detach=keys)
     await call.send(wire.ATTACH, shown.encode())
-    async with guest.lock:
+    async with guest.verb():
         await guest.start()
     return await attach.show(call, guest, attach.Order(Wish.OWN, start=0, is_terminal=True))

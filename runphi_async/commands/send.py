@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
     from runphi_async.container.registry import Supervisor
     from runphi_async.terminals.sessions import Session
+    from runphi_async.terminals.stream import Stream
     from runphi_async.wire.call import Call
 
 #: The file is read and typed in pieces of this.
@@ -74,11 +74,12 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Send all of the file, or say how much of it."""
     guest = find_named(supervisor, given.id, options)
     rate = _rate(given.rate)
-    if guest.settled.is_set() or guest.console is None:
+    console = guest.console
+    if console is None:
         raise StateError("container not running")
     source = await _open(call, given.file)
     try:
-        people = guest.console.people
+        people = console.people
         wish = Wish.TAKE if given.take else Wish.SHARE if given.share else Wish.PLAIN
         if wish is Wish.PLAIN and (others := people.typists()):
             raise StateError(f"cannot send to {given.id}: {others} may type", "--take takes over, --share sends beside")
@@ -87,7 +88,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         feeder = Feeder()
         session = people.join(who, "--take", wish, feeder, quiet=True)
         try:
-            await _send(call, Sending(guest, session, feeder, source, rate), loud=loud)
+            await _send(call, Sending(guest.settled, console, session, feeder, source, rate), loud=loud)
         finally:
             people.leave(session)
     finally:
@@ -120,10 +121,12 @@ async def _open(call: Call, name: str) -> int:
 class Sending(NamedTuple):
     """A file on its way to a guest.
 
+    :ivar ended: set when the guest has ended.
     :ivar source: the file; ``rate``: bytes a second at most, 0 for no limit.
     """
 
-    guest: Guest
+    ended: anyio.Event
+    console: Stream
     session: Session
     feeder: Feeder
     source: int
@@ -132,13 +135,13 @@ class Sending(NamedTuple):
 
 async def _send(call: Call, sending: Sending, *, loud: bool) -> None:
     """Copy until the file ends; whatever ends it earlier is an error that says how far it came."""
-    guest, feeder = sending.guest, sending.feeder
+    feeder = sending.feeder
     done = anyio.Event()
     failures: list[OSError] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_copy, sending, done, failures)
         tasks.start_soon(_report, call, feeder, os.fstat(sending.source).st_size, loud)
-        await either(done, feeder.demoted, guest.settled, call.gone)
+        await either(done, feeder.demoted, sending.ended, call.gone)
         tasks.cancel_scope.cancel()
     if loud:
         await call.error(f"\r{feeder.sent} bytes sent\x1b[K\n")
@@ -152,9 +155,8 @@ async def _send(call: Call, sending: Sending, *, loud: bool) -> None:
 
 
 async def _copy(sending: Sending, done: anyio.Event, failures: list[OSError]) -> None:
-    guest, session, feeder, source, rate = sending
-    assert guest.console is not None
-    console, queue = guest.console, guest.console.input
+    _, console, session, feeder, source, rate = sending
+    queue = console.input
     piece = max(1, min(PIECE, rate // PIECES)) if rate else PIECE
     begun = time.monotonic()
     try:

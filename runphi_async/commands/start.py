@@ -30,7 +30,7 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Start the guest, then run the poststart hooks; a hook that fails there is logged, as the OCI spec says."""
     guest = find_or_pass(supervisor, given.id, options)
-    async with guest.lock:
+    async with guest.verb():
         await guest.start()
         state = document(guest.record).hook_bytes()
         try:

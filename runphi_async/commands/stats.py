@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.wire.call import Call
 
@@ -36,18 +36,20 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
         await call.out("".join(f"{name:<24} {value}\n" for name, value in _flat(numbers, "")))
 
 
-async def _numbers(guest: Guest) -> dict[str, Any]:
+async def _numbers(guest: Container) -> dict[str, Any]:
     record = guest.record
     numbers: dict[str, Any] = {
         "id": record.id,
         "status": record.status.shown.value,
         "boot": {f"{name}-ms": value for name, value in record.boot.items()},
         "people": _people(guest),
-        "rules": {line.name: line.matches for line in guest.watching.lines()} if guest.watching is not None else {},
+        "rules": {},
     }
-    if guest.console is not None:
-        numbers["console"] = guest.console.hub.statistics()._asdict()
-        numbers["console"]["rules-missed"] = guest.watching.missed if guest.watching is not None else 0
+    running = guest.running
+    if running is not None:
+        numbers["rules"] = {line.name: line.matches for line in running.watching.lines()}
+        numbers["console"] = running.streams.console.hub.statistics()._asdict()
+        numbers["console"]["rules-missed"] = running.watching.missed
     try:
         stats = await anyio.to_thread.run_sync(lambda: guest.cgroup.stats())
     except (CgroupError, OSError):  # it has ended
@@ -58,7 +60,7 @@ async def _numbers(guest: Guest) -> dict[str, Any]:
     return numbers
 
 
-def _people(guest: Guest) -> dict[str, int]:
+def _people(guest: Container) -> dict[str, int]:
     rows = guest.console.people.rows() if guest.console is not None else []
     return {
         "attached": len(rows),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from runphi_async.commands.cli import Globals, Parser
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.operations.timeline import Item
     from runphi_async.wire.call import Call
@@ -67,7 +67,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
             return
 
 
-def _finish(timeline: Timeline, supervisor: Supervisor, *, follow: bool) -> list[Guest]:
+def _finish(timeline: Timeline, supervisor: Supervisor, *, follow: bool) -> list[Container]:
     """Finish the consoles that will bring no more; return the containers that are deleted by now."""
     for guest in timeline.guests:
         if guest.settled.is_set() or not follow:
@@ -76,7 +76,7 @@ def _finish(timeline: Timeline, supervisor: Supervisor, *, follow: bool) -> list
 
 
 @contextlib.contextmanager
-def _watching(supervisor: Supervisor, guests: list[Guest], wake: Callable[[], None]) -> Iterator[None]:
+def _watching(supervisor: Supervisor, guests: list[Container], wake: Callable[[], None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(supervisor.events.watching(wake))
         if supervisor.hypervisor is not None:

@@ -54,7 +54,7 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Apply the CPU limits; say that a guest's memory cannot change while it lives."""
     guest = find_or_pass(supervisor, given.id, options)
     resources = await _read(call, given.resources) if given.resources else Resources()
-    async with guest.lock:
+    async with guest.verb():
         if guest.record.status is Status.STOPPED:
             raise StateError("container not running")
         await anyio.to_thread.run_sync(guest.cgroup.apply, limits(given, resources))

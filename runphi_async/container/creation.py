@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,8 +19,9 @@ from backends.base import Accounting
 from consoles.streams import terminal
 from runphi_async.aio.waiting import together
 from runphi_async.container import cgrouppath
+from runphi_async.container.assembly import assemble
 from runphi_async.container.document import document
-from runphi_async.container.guest import Guest
+from runphi_async.container.forgetting import forget
 from runphi_async.container.hooks import run_hooks
 from runphi_async.container.limits import limits
 from runphi_async.container.memoryrank import rank_for_memory
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from backends.base import Backend, Driver
+    from runphi_async.container.assembly import Assembly
     from runphi_async.container.bundle import Asked
+    from runphi_async.container.container import Container
     from runphi_async.container.registry import Supervisor
     from runphi_async.partition.logplan import LogPlan
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
@@ -86,7 +88,7 @@ class Creation:
         self._request = asked.request
         self._undo = AsyncExitStack()
 
-    async def run(self) -> Guest:
+    async def run(self) -> Container:
         """Take every step; return the guest in state created."""
         try:
             guest = await self._steps()
@@ -97,7 +99,7 @@ class Creation:
         self._undo.pop_all()
         return guest
 
-    async def _steps(self) -> Guest:
+    async def _steps(self) -> Container:
         check_id(self._order.id)
         self._check_paths()
         self._check_terminal()
@@ -110,16 +112,19 @@ class Creation:
         plan = await backend.claim(spec, plan, guest.record.name)
         guest.record.plan = backend.remember(plan)
         driver = backend.driver(plan, guest.directory)
-        guest.driver = driver
         self._undo.push_async_callback(driver.bury)
         await self._write_record(guest, plan, spec)
         await driver.prepare()
-        lifeline = self._open_console(guest, driver)
+        lifeline = self._open_console(guest)
         try:
+            assembly = await assemble(guest, driver, lifeline.held())
+            self._undo.push_async_callback(assembly.close)
+            if assembly.streams.console.one_way:
+                guest.record.annotations[ONE_WAY_ANNOTATION] = "no"
             self._undo.push_async_callback(self._remove_cgroup, guest)
             # The VMM starts up while the kernel makes the cgroup and moves it there (up to 15 ms); it holds no guest
             # memory yet, and it cannot run its guest before both are done.
-            await together(lambda: self._spawn(guest, driver, lifeline), lambda: self._make_cgroup(guest, driver))
+            await together(lambda: self._spawn(guest, assembly, lifeline), lambda: self._make_cgroup(guest, driver))
             await anyio.to_thread.run_sync(self._fill_cgroup, guest, driver)
             await self._run_hooks(guest)
             if lifeline.master >= 0 and self._order.console_socket is not None:
@@ -158,7 +163,7 @@ class Creation:
                 "drop --console-socket, or set process.terminal to true",
             )
 
-    def _claim(self, backend: Backend, plan: PartitionPlan, spec: GuestSpec) -> Guest:
+    def _claim(self, backend: Backend, plan: PartitionPlan, spec: GuestSpec) -> Container:
         order = self._order
         name = self._store.claim(order.id, order.root)
         self._undo.callback(self._store.remove, name, order.root, order.id)
@@ -172,7 +177,7 @@ class Creation:
             rootfs=spec.rootfs,
             backend=backend.name,
             status=Status.CREATING,
-            created=time.time(),
+            created=self._supervisor.shared.clock.wall(),
             boot_id=boot_id(),
             terminal=bool(self._spec.process and self._spec.process.terminal),
             attached=order.attached,
@@ -184,7 +189,7 @@ class Creation:
             console_channel=plan.console,
             plan=backend.remember(plan),
         )
-        guest = self._supervisor.adopt(Guest(record, self._store, self._config, self._supervisor.events))
+        guest = self._supervisor.adopt(record)
         self._undo.callback(self._supervisor.drop, guest)
         guest.know_hooks(self._spec.hooks)
         return guest
@@ -204,13 +209,13 @@ class Creation:
         # The name, not the id: the same id in two roots must not mean the same cgroup.
         return cgrouppath.path_for(path, name, systemd=self._order.systemd_cgroup)
 
-    async def _write_record(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
+    async def _write_record(self, guest: Container, plan: PartitionPlan, spec: GuestSpec) -> None:
         guest.save()
         self._store.save_made(guest.record)
         await anyio.to_thread.run_sync(self._write_files, guest, plan, spec)
         guest.note(Create(backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus))
 
-    def _write_files(self, guest: Guest, plan: PartitionPlan, spec: GuestSpec) -> None:
+    def _write_files(self, guest: Container, plan: PartitionPlan, spec: GuestSpec) -> None:
         directory, name = guest.directory, guest.record.name
 
         def text(file: str, content: str) -> None:
@@ -232,21 +237,21 @@ class Creation:
         for fifo in (*FIFOS, "exit", "bell"):
             os.mkfifo(os.path.join(directory, fifo), 0o600)
 
-    async def _make_cgroup(self, guest: Guest, driver: Driver) -> None:
+    async def _make_cgroup(self, guest: Container, driver: Driver) -> None:
         group = guest.cgroup
         await anyio.to_thread.run_sync(group.create)
         if not driver.command:
             return  # nothing of the guest runs in it, and its CPUs may have left this system: no cpuset has them
         await anyio.to_thread.run_sync(group.apply, limits(self._spec, self._config.qemu.overhead_bytes))
 
-    async def _remove_cgroup(self, guest: Guest) -> None:
+    async def _remove_cgroup(self, guest: Container) -> None:
         """Undo `_make_cgroup` as long as there is no init process, with whose end the cgroup goes."""
         try:
             await anyio.to_thread.run_sync(guest.cgroup.remove)
         except (CgroupError, OSError) as exc:
             log.warning("%s: %s", guest.record.name, exc)
 
-    def _fill_cgroup(self, guest: Guest, driver: Driver) -> None:
+    def _fill_cgroup(self, guest: Container, driver: Driver) -> None:
         """Move the stub and the guest's helpers, with what they have forked by now."""
         for pid in (guest.record.pid, *driver.helpers()):
             guest.cgroup.join_family(pid)
@@ -260,27 +265,21 @@ class Creation:
             for pid in pids:
                 rank_for_memory(pid, rank)
 
-    def _open_console(self, guest: Guest, driver: Driver) -> Lifeline:
+    def _open_console(self, guest: Container) -> Lifeline:
         process = self._spec.process
         record = guest.record
         if not record.terminal:
-            lifeline = Lifeline(record.id, self._call.fds)
-        elif record.attached:  # `run`: the client itself shows the console
-            lifeline = Lifeline(record.id, ())
-        else:
-            shown = process.console_size if process is not None else None
-            lifeline = Lifeline(record.id, (), terminal.Size(shown.height, shown.width) if shown else _UNKNOWN)
-        self._undo.push_async_callback(guest.close_streams)
-        if guest.equip(driver, lifeline.held()).one_way:
-            record.annotations[ONE_WAY_ANNOTATION] = "no"
-        return lifeline
+            return Lifeline(record.id, self._call.fds)
+        if record.attached:  # `run`: the client itself shows the console
+            return Lifeline(record.id, ())
+        shown = process.console_size if process is not None else None
+        return Lifeline(record.id, (), terminal.Size(shown.height, shown.width) if shown else _UNKNOWN)
 
-    async def _spawn(self, guest: Guest, driver: Driver, lifeline: Lifeline) -> None:
-        bell = guest.open_bell()
+    async def _spawn(self, guest: Container, assembly: Assembly, lifeline: Lifeline) -> None:
+        driver = assembly.driver
         inherited = driver.inheritance()
         # The stub's own description: the supervisor's is non-blocking, and a shell's read must block.
         exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
-        assert guest.console is not None
         stdin, stdout, stderr = lifeline.stdio
         stdio_cursor, log_cursor = lifeline.cursors
         held = {
@@ -290,8 +289,8 @@ class Creation:
             stub.Fd.STDIN: stdin,
             stub.Fd.STDIO_CURSOR: stdio_cursor,
             stub.Fd.LOG_CURSOR: log_cursor,
-            stub.Fd.CONSOLE: guest.console.output,
-            stub.Fd.BELL: bell,
+            stub.Fd.CONSOLE: assembly.streams.console.output,
+            stub.Fd.BELL: assembly.bell.fd,
             **inherited.kept,
         }
         argv = stub.command(driver.command, driver.network or network(self._spec), driver.again)
@@ -307,24 +306,24 @@ class Creation:
         guest.record.pid, guest.record.pid_start = pid, process.started
         self._undo.callback(process.send, 9)
         # From here on the guest's own task answers for its end, also when a later step fails.
-        await self._supervisor.enliven(guest)
+        running = await self._supervisor.enliven(guest, assembly, process)
         self._undo.pop_all()
         self._undo.push_async_callback(self._abort, guest)
-        guest.hold_stub(process)
-        guest.listen()
-        await driver.watch(guest.told())
+        running.begin()
+        await driver.watch(running.told())
+        running.heed()
         guest.save()
         self._rank((pid,))  # before the stub forks the VMM, which gets the same
         await self._call.go()
 
-    async def _abort(self, guest: Guest) -> None:
+    async def _abort(self, guest: Container) -> None:
         await guest.end()
-        if guest.stub is not None:
-            guest.stub.send(9)
-        await guest.forget()
+        if guest.init is not None:
+            guest.init.kill()
+        await forget(guest)
         self._supervisor.drop(guest)
 
-    async def _run_hooks(self, guest: Guest) -> None:
+    async def _run_hooks(self, guest: Container) -> None:
         hooks = self._spec.hooks
         state = document(guest.record).hook_bytes()
         await run_hooks(hooks.prestart, state, kind="prestart", cwd=self._order.bundle)
@@ -338,7 +337,7 @@ class Creation:
         except OSError as exc:
             raise RunphiError(f"cannot send the terminal to {path}: {exc.strerror or exc}") from exc
 
-    async def _publish(self, guest: Guest) -> None:
+    async def _publish(self, guest: Container) -> None:
         if guest.settled.is_set():
             raise BackendError(f"cannot create the guest: {guest.record.reason}")
         guest.lifecycle.tell(Event.MADE)

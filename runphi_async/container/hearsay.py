@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -17,81 +17,51 @@ from runphi_async.record.lifecycle import Event
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runphi_async.events import AnyEvent
-    from runphi_async.host.cgroup import Cgroup
-    from runphi_async.record.eventlog import EventLog
-    from runphi_async.record.lifecycle import Lifecycle
-    from runphi_async.record.store import Record
+    from runphi_async.container.recorded import Recorded
 
 log = logging.getLogger(__name__)
 
 
-class Guest(Protocol):
-    """The container that a driver tells of."""
-
-    record: Record
-    events: EventLog
-    lifecycle: Lifecycle
-
-    @property
-    def directory(self) -> str:
-        """Its record's directory."""
-        ...
-
-    @property
-    def cgroup(self) -> Cgroup:
-        """Its cgroup."""
-        ...
-
-    def note(self, event: AnyEvent) -> None:
-        """Write an event."""
-        ...
-
-    def keep(self) -> None:
-        """Write the record, as far as that is possible."""
-        ...
-
-
-def paused(guest: Guest, by: str) -> None:
+def paused(container: Recorded, by: str) -> None:
     """Somebody made the guest stand still: `resume` lets it go on."""
-    _stands(guest, Event.PAUSED, Pause(by=by))
+    _stands(container, Event.PAUSED, Pause(by=by))
 
 
-def resumed(guest: Guest, by: str) -> None:
+def resumed(container: Recorded, by: str) -> None:
     """Somebody let the guest go on."""
-    _stands(guest, Event.RESUMED, Resume(by=by))
+    _stands(container, Event.RESUMED, Resume(by=by))
 
 
-def _stands(guest: Guest, event: Event, told: Pause | Resume) -> None:
-    if guest.lifecycle.tell(event) is None:
+def _stands(container: Recorded, event: Event, told: Pause | Resume) -> None:
+    if container.lifecycle.tell(event) is None:
         return  # nothing new
-    guest.keep()
-    guest.note(told)
-    log.warning("%s: %s by %s", guest.record.name, event, told.by)
+    container.keep()
+    container.note(told)
+    log.warning("%s: %s by %s", container.record.name, event, told.by)
 
 
-def again(guest: Guest, reason: str) -> None:
+def again(container: Recorded, reason: str) -> None:
     """The guest was started a second time, without KVM."""
-    if guest.record.fallback is None:
-        guest.record.fallback = reason
-        guest.keep()
-    elif guest.events.has(guest.directory, AccelFallback):
+    if container.record.fallback is None:
+        container.record.fallback = reason
+        container.keep()
+    elif container.shared.events.has(container.directory, AccelFallback):
         return  # a supervisor before us has said so; it may also have been killed right behind the record
-    guest.note(AccelFallback(accel="tcg", reason=reason))
+    container.note(AccelFallback(accel="tcg", reason=reason))
 
 
-async def enrol(guest: Guest, pids: Sequence[int]) -> None:
+async def enrol(container: Recorded, pids: Sequence[int]) -> None:
     """Put helpers that were made later into the container's cgroup, and give them its rank for when memory runs out."""
-    await anyio.to_thread.run_sync(_enrol, guest, pids)
+    await anyio.to_thread.run_sync(_enrol, container, pids)
 
 
-def _enrol(guest: Guest, pids: Sequence[int]) -> None:
-    rank = rank_of(guest.record.pid)
+def _enrol(container: Recorded, pids: Sequence[int]) -> None:
+    rank = rank_of(container.record.pid)
     for pid in pids:
         try:
-            guest.cgroup.join(pid)
+            container.cgroup.join(pid)
             if rank is not None:
                 rank_for_memory(pid, rank)
         except (CgroupError, SpecError, OSError) as exc:
             # during `create` the cgroup may not be there yet: it is filled later
-            log.info("%s: %s", guest.record.name, exc)
+            log.info("%s: %s", container.record.name, exc)

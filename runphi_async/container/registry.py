@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from backends.detect import Detection
+from runphi_async.container.container import Container
+from runphi_async.container.initprocess import InitProcess
+from runphi_async.container.recorded import Shared
 from runphi_async.errors import NotFoundError
+from runphi_async.host import clock
 from runphi_async.record.eventlog import EventLog
 from runphi_async.record.store import Store
 from runphi_async.terminals.hypervisor import follow_hypervisor
@@ -17,19 +21,24 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from runphi_async.config.schema import Config
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.assembly import Assembly
+    from runphi_async.container.running import Running
+    from runphi_async.host.clock import Timekeeper
+    from runphi_async.host.processes import Process
+    from runphi_async.record.store import Record
 
 
 class Supervisor:
     """All containers of this machine, and who may talk to them."""
 
-    def __init__(self, config: Config, run_dir: str) -> None:
+    def __init__(self, config: Config, run_dir: str, time: Timekeeper = clock.SYSTEM) -> None:
         self.config = config
         self.store = Store(run_dir)
         self.events = EventLog()
         self.hypervisor = follow_hypervisor(config)
         self.detection = Detection(config, run_dir, {}, self.hypervisor)
-        self.guests: dict[str, Guest] = {}
+        self.shared = Shared(config, self.store, self.events, time)
+        self.guests: dict[str, Container] = {}
         self.tasks: TaskGroup | None = None
         #: containers that are still to be taken over from an earlier supervisor; set, and gone, when they are
         self.adopting: dict[str, anyio.Event] = {}
@@ -39,21 +48,23 @@ class Supervisor:
         #: members of this group may use consoles; -1: there is none
         self.group = -1
 
-    def adopt(self, guest: Guest) -> Guest:
-        """Keep a guest; from now on verbs find it."""
-        self.guests[guest.record.name] = guest
-        return guest
+    def adopt(self, record: Record) -> Container:
+        """Keep a container; from now on verbs find it."""
+        container = self.guests[record.name] = Container(record, self.shared)
+        return container
 
-    def drop(self, guest: Guest) -> None:
-        """Forget a guest, unless another one has its name by now; who follows its events learns it."""
-        if self.guests.get(guest.record.name) is guest:
-            del self.guests[guest.record.name]
-        self.events.forget(guest.directory)
+    def drop(self, container: Container) -> None:
+        """Forget a container, unless another one has its name by now; who follows its events learns it."""
+        if self.guests.get(container.record.name) is container:
+            del self.guests[container.record.name]
+        self.events.forget(container.directory)
 
-    async def enliven(self, guest: Guest) -> None:
-        """Start the guest's own task."""
+    async def enliven(self, container: Container, assembly: Assembly, process: Process) -> Running:
+        """Start the guest's own task, which owns assembly and process from here on; return what runs."""
         assert self.tasks is not None
-        await self.tasks.start(guest.live, name=f"guest {guest.record.name}")
+        init = InitProcess(process, container.directory)
+        running: Running = await self.tasks.start(container.live, assembly, init, name=f"guest {container.record.name}")
+        return running
 
     async def adopted(self, container_id: str) -> None:
         """Wait until whatever container goes by this id or name is taken over from an earlier supervisor."""
@@ -61,7 +72,7 @@ class Supervisor:
             if container_id in (name, self.guests[name].record.id):
                 await done.wait()
 
-    def find(self, container_id: str, root: str) -> Guest:
+    def find(self, container_id: str, root: str) -> Container:
         """Return the container ``container_id`` of ``root``.
 
         :raises NotFoundError: with the words engines know.
@@ -73,7 +84,7 @@ class Supervisor:
             guest.record.id, guest.record.root = container_id, root
         return guest
 
-    def by_name(self, name: str, root: str | None) -> Guest:
+    def by_name(self, name: str, root: str | None) -> Container:
         """Return the container a person means by its id alone, in whatever root it is.
 
         :raises NotFoundError: none has that id, or several (they are listed).

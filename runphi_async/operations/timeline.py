@@ -24,7 +24,7 @@ from runphi_async.terminals.consolelogs import plans, raw_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
     from runphi_async.record.eventlog import EventLog
     from runphi_async.terminals.hypervisor import Entry, HypervisorConsole
 
@@ -254,14 +254,14 @@ class Timeline:
 
     def __init__(self, since: int) -> None:
         self._since = since
-        self._tracks: dict[Guest | None, list[Track]] = {}
+        self._tracks: dict[Container | None, list[Track]] = {}
         self._early: list[Item] = []
 
     def add_hypervisor(self, console: HypervisorConsole) -> None:
         """Show the hypervisor's console."""
         self._tracks[None] = [HypervisorTrack(console, self._since)]
 
-    def add_guest(self, guest: Guest, events: EventLog) -> None:
+    def add_guest(self, guest: Container, events: EventLog) -> None:
         """Show a container's console and events; a second time makes no difference."""
         record = guest.record
         if guest in self._tracks:
@@ -273,17 +273,17 @@ class Timeline:
         self._tracks[guest] = tracks
 
     @property
-    def guests(self) -> list[Guest]:
+    def guests(self) -> list[Container]:
         """The containers that are shown."""
         return [guest for guest in self._tracks if guest is not None]
 
-    def finish(self, guest: Guest) -> None:
+    def finish(self, guest: Container) -> None:
         """There will be no more of a container's console."""
         for track in self._tracks[guest]:
             if isinstance(track, ConsoleTrack):
                 track.final = True
 
-    def drop(self, guest: Guest) -> None:
+    def drop(self, guest: Container) -> None:
         """Forget a container that is deleted."""
         self._tracks.pop(guest, None)
 

@@ -2,8 +2,8 @@
 """The state machine of a container, and the only writer of its status: events in, actions out.
 
 An event is either asked for, and refused where it does not fit, or it is a fact, and taken where it is news. What is
-asked for leads to actions, which ``runphi_async.container.guest`` carries out; facts lead to another status. The texts
-of refusals are runc's, because engines match on them (docs/reference/engines.md).
+asked for leads to actions, which ``runphi_async.container.running`` carries out; facts lead to another status. The
+texts of refusals are runc's, because engines match on them (docs/reference/engines.md).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Console(Stream):
             marks=True,
         )
         self._stdin_fd, out = held.stdio
-        self._on_eof = owner.end_of_input
+        self._owner = owner
         self._stdin: StdinSource | None = None
         self.stdio = StdioSink(held.journal, held.cursors[0], out, self.hub.progress)
         self.hub.add_sink(self.stdio, first=True)
@@ -117,7 +117,11 @@ class Console(Stream):
     def start(self, tasks: Tasks) -> None:
         """Begin to listen, before the guest's first instruction."""
         super().start(tasks)
-        self._stdin = StdinSource(self._stdin_fd, self.input, self.typed, self._on_eof)
+        self._stdin = StdinSource(self._stdin_fd, self.input, self.typed, self.end_of_input)
+
+    def end_of_input(self) -> None:
+        """Nothing more will be typed: the engine's stdin has ended, or that of the client of ``run``."""
+        self._owner.end_of_input(self.input.fed)
 
     async def opened(self) -> None:
         """Wait, within bounds, until a console that must be opened was tried to be."""

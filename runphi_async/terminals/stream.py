@@ -44,8 +44,8 @@ class Owner(Protocol):
         """Give the guest's terminal this size: it is that of whoever types on the console."""
         ...
 
-    def end_of_input(self) -> None:
-        """Tell the guest that the engine's stdin has ended."""
+    def end_of_input(self, total: int) -> None:
+        """Tell the guest that nothing more will be typed, behind ``total`` bytes."""
         ...
 
     def console_changed(self, reason: str | None) -> None:

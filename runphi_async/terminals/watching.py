@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
@@ -49,12 +48,14 @@ class Watched(Protocol):
     """The container whose console it is."""
 
     record: Record
-    #: when it was started, by the monotonic clock; None: by another supervisor, or not yet
-    started_at: float | None
 
     @property
     def directory(self) -> str:
         """Its record's directory."""
+        ...
+
+    def since_start(self) -> float | None:
+        """Return the seconds since its guest was started, None before."""
         ...
 
     def note(self, event: AnyEvent) -> None:
@@ -107,9 +108,8 @@ class Watching:
 
     def _reached(self, what: str) -> None:
         record = self._guest.record
-        if record.started is not None and what not in record.boot:
-            since = self._guest.started_at
-            seconds = time.monotonic() - since if since is not None else time.time() - record.started
+        seconds = self._guest.since_start()
+        if seconds is not None and what not in record.boot:
             record.boot[what] = max(0, round(seconds * 1000))
             self._guest.keep()
 

@@ -52,7 +52,7 @@ class Owner:
     def resize(self, rows: int, cols: int) -> None:
         """There is no terminal."""
 
-    def end_of_input(self) -> None:
+    def end_of_input(self, total: int) -> None:
         """It reads nothing."""
 
     def console_changed(self, reason: str | None) -> None:

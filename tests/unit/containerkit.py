@@ -14,8 +14,9 @@ import anyio
 
 from backends.base import Told
 from runphi_async.config.schema import Config, Console, Log
-from runphi_async.container.guest import Guest
+from runphi_async.container.assembly import assemble
 from runphi_async.container.registry import Supervisor
+from runphi_async.host.clock import SYSTEM
 from runphi_async.host.files import boot_id
 from runphi_async.host.processes import Process
 from runphi_async.lifeline import stub
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
+    from runphi_async.container.container import Container
+    from runphi_async.host.clock import Timekeeper
     from runphi_async.testing.backend import FakeDriver
 
 #: Seconds a test waits for an end.
@@ -68,24 +71,23 @@ class House:
             logs=(),
         )
 
-    async def create(self, name: str, *, cmdline: str = "") -> Guest:
+    async def create(self, name: str, *, cmdline: str = "") -> Container:
         """Make a container as ``create`` does, without cgroup, hooks and client."""
         backend = FakeBackend()
         record = self.record(name)
         plan = await backend.plan(GuestSpec(id=name, kind=GuestKind.INMATE, rootfs="/", cmdline=cmdline))
         record.plan = backend.remember(plan)
-        guest = self.supervisor.adopt(
-            Guest(record, self.supervisor.store, self.supervisor.config, self.supervisor.events)
-        )
+        guest = self.supervisor.adopt(record)
         driver = self.drivers[name] = backend.driver(plan, guest.directory)
         await driver.prepare()
         for fifo in (*FIFOS, "exit", "bell"):
             os.mkfifo(os.path.join(guest.directory, fifo), 0o600)
         lifeline = Lifeline(name, ())
         try:
-            console = guest.equip(driver, lifeline.held())
+            assembly = await assemble(guest, driver, lifeline.held())
             exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
-            ours = {stub.Fd.EXIT: exit_fd, stub.Fd.CONSOLE: console.output, stub.Fd.BELL: guest.open_bell()}
+            output, bell = assembly.streams.console.output, assembly.bell.fd
+            ours = {stub.Fd.EXIT: exit_fd, stub.Fd.CONSOLE: output, stub.Fd.BELL: bell}
             pid = self._spawn(guest.directory, driver, lifeline, ours)
             os.close(exit_fd)
         finally:
@@ -93,10 +95,9 @@ class House:
         self._pids[name] = pid
         process = Process(pid)
         record.pid, record.pid_start = pid, process.started
-        await self.supervisor.enliven(guest)
-        guest.hold_stub(process)
-        guest.listen()
-        await driver.watch(guest.told())
+        running = await self.supervisor.enliven(guest, assembly, process)
+        running.begin()
+        await driver.watch(running.told())
         guest.lifecycle.tell(Event.MADE)
         guest.save()
         self.supervisor.store.save_made(record)
@@ -180,11 +181,11 @@ class House:
 
 
 @asynccontextmanager
-async def house(path: Path) -> AsyncIterator[House]:
+async def house(path: Path, clock: Timekeeper = SYSTEM) -> AsyncIterator[House]:
     """A house of which all that was not ended by the test is killed, and nothing else was."""
     (path / "run").mkdir(exist_ok=True)
     config = Config(log=Log(dir=str(path / "log")), console=Console(drain_seconds=0.2))
-    supervisor = Supervisor(config, str(path / "run"))
+    supervisor = Supervisor(config, str(path / "run"), clock)
     made = House(path, supervisor)
     try:
         async with anyio.create_task_group() as tasks:
@@ -195,7 +196,7 @@ async def house(path: Path) -> AsyncIterator[House]:
         made.clear()
 
 
-async def settled(guest: Guest) -> None:
+async def settled(guest: Container) -> None:
     """Wait until the end of a container is known."""
     with anyio.fail_after(PATIENCE):
         await guest.settled.wait()

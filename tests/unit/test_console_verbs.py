@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consoles.streams.sinks.attach import AttachSink, Outlet
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
 
 
 class Machine:
@@ -82,7 +82,7 @@ async def machine(supervisor: Supervisor, tmp_path: Path) -> AsyncIterator[Machi
     directory = tmp_path / "c1"
     directory.mkdir()
     made = Machine(str(directory))
-    supervisor.guests["c1"] = cast("Guest", made)
+    supervisor.guests["c1"] = cast("Container", made)
     yield made
     made.close()
 
@@ -224,7 +224,7 @@ async def test_events_are_followed_until_the_container_is_deleted(supervisor: Su
     async with asking(supervisor, "events", "c1") as client:
         supervisor.events.write(machine.directory, Attach(who="anna", role="writer"))
         await client.heard(wire.OUT, b"anna")
-        supervisor.drop(cast("Guest", machine))
+        supervisor.drop(cast("Container", machine))
     assert client.answer.status == 0
 
 

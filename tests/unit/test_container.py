@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from runphi_async.container.forgetting import forget
 from runphi_async.errors import StateError
 from runphi_async.lifeline import stub
 from runphi_async.record.lifecycle import Action, Event, Lifecycle, Status
@@ -194,8 +195,9 @@ class Lives(RuleBasedStateMachine):
             number = signal.SIGSTOP if event is E.PAUSED else signal.SIGCONT
             if self.expected in NEWS[event]:
                 os.kill(stub.read_pid(self.guest.directory) or -1, number)
-            told = self.guest.told()
-            (told.paused if event is E.PAUSED else told.resumed)("somebody")
+            if self.guest.running is not None:
+                told = self.guest.running.told()
+                (told.paused if event is E.PAUSED else told.resumed)("somebody")
             self.expected = NEWS[event].get(self.expected, self.expected)
 
         self.do(run())
@@ -224,7 +226,7 @@ class Lives(RuleBasedStateMachine):
     def teardown(self) -> None:
         async def close() -> None:
             await self.guest.end()
-            await self.guest.forget()
+            await forget(self.guest)
             assert os.listdir(self.house.supervisor.store.run_dir) == []
             self.over.set()
             await self.task

@@ -7,24 +7,31 @@ import asyncio
 import errno
 import os
 import shutil
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import anyio
 import pytest
 
 from backends.base import Abilities
-from runphi_async.container import guest as guests
+from runphi_async.container.ending import Settlement
+from runphi_async.container.running import END_PATIENCE
+from runphi_async.host.clock import SYSTEM
 from runphi_async.record.lifecycle import Event, Status
 from runphi_async.terminals.console import Console
 from runphi_async.testing.backend import FakeDriver
+from runphi_async.testing.clock import FakeClock
 from tests.unit.clikit import answer
 from tests.unit.consolekit import until
 from tests.unit.containerkit import House, house, settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from runphi_async.container.guest import Guest
+    from runphi_async.container.container import Container
+    from runphi_async.container.ending import EndStep
+    from runphi_async.host.clock import Timekeeper
     from runphi_async.record.store import Record
 
 
@@ -53,14 +60,14 @@ async def fails_later(*_: object, **__: object) -> NoReturn:
     raise ZeroDivisionError("nobody thought of this")
 
 
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[House]:
+@asynccontextmanager
+async def held(path: Path, clock: Timekeeper) -> AsyncIterator[House]:
     """A house in a task of its own: a task group is left by the task that entered it."""
     made: asyncio.Future[House] = asyncio.get_running_loop().create_future()
     over = asyncio.Event()
 
     async def hold() -> None:
-        async with house(tmp_path) as found:
+        async with house(path, clock) as found:
             made.set_result(found)
             await over.wait()
 
@@ -70,13 +77,31 @@ async def place(tmp_path: Path) -> AsyncIterator[House]:
     await task
 
 
-async def running(place: House, name: str = "c1") -> Guest:
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[House]:
+    async with held(tmp_path, SYSTEM) as made:
+        yield made
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def timeless(tmp_path: Path, clock: FakeClock) -> AsyncIterator[House]:
+    """A house in which no time passes but by ``clock``."""
+    async with held(tmp_path, clock) as made:
+        yield made
+
+
+async def running(place: House, name: str = "c1") -> Container:
     guest = await place.create(name)
     await guest.start()
     return guest
 
 
-async def check(place: House, guest: Guest, other: Guest, code: int, reason: str) -> None:
+async def check(place: House, guest: Container, other: Container, code: int, reason: str) -> None:
     """The engine heard the code, the state says why, the other one lives on, and both can be deleted."""
     await settled(guest)
     name = guest.record.name
@@ -150,13 +175,16 @@ async def test_a_driver_that_does_not_let_go(place: House, monkeypatch: pytest.M
     await let_go()
 
 
-async def test_a_driver_that_fails_at_the_bell(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_driver_that_fails_at_the_bell(
+    timeless: House, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing waits for what it does there: it would never have said that the guest has ended."""
-    other, guest = await running(place, "other"), await running(place)
-    monkeypatch.setattr(guests, "END_PATIENCE", 0.2)
-    monkeypatch.setattr(place.drivers["c1"], "rang", fails)
+    other, guest = await running(timeless, "other"), await running(timeless)
+    monkeypatch.setattr(timeless.drivers["c1"], "rang", fails)
     (Path(guest.directory) / "bell").write_text("\n")
-    await check(place, guest, other, 137, "internal error: nobody thought of this")
+    await until(lambda: END_PATIENCE in clock.waits or guest.settled.is_set())
+    clock.advance(END_PATIENCE)
+    await check(timeless, guest, other, 137, "internal error: nobody thought of this")
 
 
 async def test_a_driver_that_cannot_tell_whether_a_signal_was_taken(
@@ -195,7 +223,8 @@ async def test_a_save_that_fails_for_what_others_told(place: House, monkeypatch:
     """Somebody else pauses the guest while there is no room: it goes on, and what it is stays known."""
     guest = await running(place)
     monkeypatch.setattr(place.supervisor.store, "save", Full())
-    guest.told().paused("somebody")
+    assert guest.running is not None
+    guest.running.told().paused("somebody")
     assert guest.record.status is Status.PAUSED
     assert not guest.settled.is_set()
     await guest.request(Event.RESUME)
@@ -220,3 +249,80 @@ async def test_the_end_is_on_disk_before_the_engine_hears_of_it(place: House) ->
     assert saved[0] is not None
     assert (saved[0].status, saved[0].exit_code) == (Status.STOPPED, 137)
     await until(lambda: b'"exit"' in place.supervisor.events.read(guest.directory, 0), "the event")
+
+
+# Section: steps that hang
+
+
+class Hanging:
+    """Lets one step of an end hang: the first that has not hung yet."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, deaf: bool) -> None:
+        self.deaf = deaf
+        self.hung: list[EndStep] = []
+        self.step: EndStep | None = None
+        self.over = anyio.Event()
+        for part in ("last_bytes", "letting_go"):
+            monkeypatch.setattr(Settlement, part, self._wrap(getattr(Settlement, part)))
+
+    def _wrap(self, steps: Callable[[Settlement], Sequence[EndStep]]) -> Callable[[Settlement], Sequence[EndStep]]:
+        return lambda settlement: [self._one(step) for step in steps(settlement)]
+
+    async def taken(self, guest: Container) -> EndStep | None:
+        """Return the step that hangs now, None when the guest has ended without one."""
+        await until(lambda: self.step is not None or guest.settled.is_set())
+        return self.step
+
+    def _one(self, step: EndStep) -> EndStep:
+        async def take() -> None:
+            if self.step is not None or step.what in [known.what for known in self.hung]:
+                await step.take()
+                return
+            self.step = step
+            self.hung.append(step)
+            with anyio.CancelScope(shield=self.deaf):
+                await self.over.wait()
+
+        return step._replace(take=take)
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["until it is cancelled", "whatever is done"])
+async def test_no_step_that_hangs_keeps_the_engine_waiting(
+    timeless: House, clock: FakeClock, deaf: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step in turn, whichever there are: the engine hears the code when the step's time is over."""
+    hanging = Hanging(monkeypatch, deaf=deaf)
+    while True:
+        guest = await running(timeless)
+        hanging.step = None
+        await guest.signal(9)
+        step = await hanging.taken(guest)
+        if step is not None:
+            assert not guest.settled.is_set()
+            clock.advance(step.seconds - 0.5)
+            await asyncio.sleep(0.01)
+            assert not guest.settled.is_set(), step
+            clock.advance(0.5)
+        await settled(guest)
+        assert await timeless.said("c1") == 137
+        assert (guest.record.status, guest.record.exit_code) == (Status.STOPPED, 137)
+        assert (await answer(timeless.supervisor, "--root", timeless.root, "delete", "c1")).status == 0
+        if step is None:
+            break
+    hanging.over.set()
+    assert [step.what for step in hanging.hung[-2:]] == ["let go of its machine", "close its console"]
+    assert all(0 < step.seconds <= 60 for step in hanging.hung)
+    assert len(hanging.hung) >= 6
+
+
+async def test_dates_are_those_of_the_clock(timeless: House, clock: FakeClock) -> None:
+    guest = await timeless.create("c1")
+    assert guest.since_start() is None
+    begun = clock.wall()
+    await guest.start()
+    clock.advance(7)
+    assert (guest.record.started, guest.since_start()) == (begun, 7)
+    await guest.signal(9)
+    await settled(guest)
+    assert guest.record.finished == begun + 7
+    assert await timeless.said("c1") == 137

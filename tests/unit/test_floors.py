@@ -29,7 +29,7 @@ KINDS: Final[dict[str, type[Contract]]] = {
 }  # fmt: skip
 #: for each contract: an import that breaks it
 BROKEN: Final = [
-    ("floors", "runphi_async.host.cgroup", "runphi_async.container.guest"),
+    ("floors", "runphi_async.host.cgroup", "runphi_async.container.container"),
     ("floors", "runphi_async.partition.request", "runphi_async.board.claims"),
     ("floors", "consoles.streams.hub", "runphi_async.wire"),
     ("consoles", "consoles.sharedmem.regions", "consoles.sources.base"),

@@ -57,7 +57,7 @@ class Owner:
     def resize(self, rows: int, cols: int) -> None:
         self.sizes.append((rows, cols))
 
-    def end_of_input(self) -> None:
+    def end_of_input(self, total: int) -> None:
         self.ends += 1
 
     def console_changed(self, reason: str | None) -> None:
