@@ -11,7 +11,8 @@ import anyio
 from runphi_async import digits
 from runphi_async.commands.cli import PassThrough
 from runphi_async.container.bundle import is_wanted, read_bundle
-from runphi_async.container.creation import Creation, Order
+from runphi_async.container.creation import Creation
+from runphi_async.container.order import Order
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -1,351 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making a container: the steps of ``create`` and ``run``, each with its undoing.
+"""Making a container: the steps of ``create`` and ``run``, in their order, each with its undoing.
 
-Steps push what undoes them; a failed step runs the undoings in reverse, so that neither a half-made guest nor a
-claim stays. Nothing is printed on success: in an engine's create, stdout is already the container's.
+A failed step runs the undoings in reverse, so that neither a half-made guest nor a claim stays. Nothing is printed on
+success: in an engine's create, stdout is already the container's.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
 import anyio
 
-from backends import detect
-from backends.base import Accounting
-from consoles.streams import terminal
 from runphi_async.aio.waiting import together
-from runphi_async.container import cgrouppath
+from runphi_async.container import planning, spawning, writing
 from runphi_async.container.assembly import assemble
-from runphi_async.container.document import document
-from runphi_async.container.forgetting import forget
-from runphi_async.container.hooks import run_hooks
-from runphi_async.container.limits import limits
-from runphi_async.container.memoryrank import rank_for_memory
-from runphi_async.errors import BackendError, CgroupError, RunphiError, SpecError, StateError
+from runphi_async.container.forgetting import forget, remove_logs
+from runphi_async.container.group import Group
+from runphi_async.container.hooks import run_hooks_of
+from runphi_async.container.planning import Planned
+from runphi_async.container.undoing import Undo
 from runphi_async.events import Create
-from runphi_async.host.files import boot_id, write_atomically
-from runphi_async.host.processes import Process, children
-from runphi_async.lifeline import stub
-from runphi_async.partition import channels, conf, logplan
-from runphi_async.partition.guest import guest_spec, network
-from runphi_async.partition.spec import GuestKind
-from runphi_async.record.lifecycle import Event, Status
-from runphi_async.record.store import VERSION, Record, check_id
-from runphi_async.terminals.console import FIFOS, Lifeline, send_master
-from runphi_async.terminals.consolelogs import plans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable
 
-    from backends.base import Backend, Driver
+    from backends.base import Driver
     from runphi_async.container.assembly import Assembly
     from runphi_async.container.bundle import Asked
     from runphi_async.container.container import Container
-    from runphi_async.container.registry import Supervisor
-    from runphi_async.partition.logplan import LogPlan
-    from runphi_async.partition.spec import GuestSpec, PartitionPlan
-    from runphi_async.wire.call import Call
+    from runphi_async.container.order import Order, Register, Spawner
+    from runphi_async.terminals.console import Lifeline
 
-log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
-#: A terminal whose size nobody has told yet.
-_UNKNOWN = terminal.Size(0, 0)
 #: Shown by `state` of a container whose console takes no input.
-ONE_WAY_ANNOTATION = "org.runphi.console-input"
+ONE_WAY_ANNOTATION: Final = "org.runphi.console-input"
+#: the names of all steps, in the order of their definition
+STEPS: Final[list[str]] = []
 
 
-class Order(NamedTuple):
-    """What the command line asked for; paths absolute.
+def _unseen(step: str, done: bool) -> None:
+    """Nobody follows the steps."""
 
-    :ivar attached: no engine: the terminal, if any, is shown by the client itself (``run``).
-    """
 
-    id: str
-    root: str
-    bundle: str
-    pid_file: str | None
-    console_socket: str | None
-    systemd_cgroup: bool
-    attached: bool = False
+def step(
+    function: Callable[Concatenate[Creation, P], Awaitable[R]],
+) -> Callable[Concatenate[Creation, P], Awaitable[R]]:
+    """Mark a step: whoever follows a creation sees it begin and end."""
+    name = function.__name__.strip("_")
+    STEPS.append(name)
+
+    @functools.wraps(function)
+    async def seen(self: Creation, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.follow(name, False)
+        result = await function(self, *args, **kwargs)
+        self.follow(name, True)
+        return result
+
+    return seen
 
 
 class Creation:
-    """One container in the making."""
+    """One container in the making.
 
-    def __init__(self, supervisor: Supervisor, call: Call, order: Order, asked: Asked) -> None:
-        self._supervisor = supervisor
-        self._config = supervisor.config
-        self._store = supervisor.store
-        self._call = call
-        self._order = order
-        self._spec = asked.spec
-        self._raw = asked.raw
+    :param follow: told of each step's beginning and (True) end; what it raises is as if the step had.
+    """
+
+    def __init__(
+        self,
+        register: Register,
+        spawner: Spawner,
+        order: Order,
+        asked: Asked,
+        *,
+        follow: Callable[[str, bool], None] = _unseen,
+    ) -> None:
         assert asked.request is not None
+        self.follow = follow
+        self._register = register
+        self._shared = register.shared
+        self._spawner = spawner
+        self._order = order
+        self._asked = asked
         self._request = asked.request
-        self._undo = AsyncExitStack()
+        self._undo = Undo()
 
     async def run(self) -> Container:
-        """Take every step; return the guest in state created."""
+        """Take every step; return the container in state created."""
         try:
-            guest = await self._steps()
+            return await self._steps()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._undo.aclose()
+                await self._undo.run()
             raise
-        self._undo.pop_all()
-        return guest
 
     async def _steps(self) -> Container:
-        check_id(self._order.id)
-        self._check_paths()
-        self._check_terminal()
-        spec = await anyio.to_thread.run_sync(self._guest_spec)
-        backend = await detect.backend(self._request.backend or self._config.backend, self._supervisor.detection)
-        if isinstance(backend, Accounting):  # what it frees as nobody's must not be what is claimed here
-            await self._supervisor.recovered.wait()
-        plan = await backend.plan(spec)
-        guest = self._claim(backend, plan, spec)
-        plan = await backend.claim(spec, plan, guest.record.name)
-        guest.record.plan = backend.remember(plan)
-        driver = backend.driver(plan, guest.directory)
-        self._undo.push_async_callback(driver.bury)
-        await self._write_record(guest, plan, spec)
-        await driver.prepare()
-        lifeline = self._open_console(guest)
+        planned = await self._plan()
+        container = await self._claim_record(planned)
+        planned, driver = await self._claim_machine(container, planned)
+        await self._write(container, planned)
+        await self._prepare(driver)
+        group = Group(container, driver, self._asked.spec, self._shared.config.qemu.overhead_bytes)
+        lifeline = spawning.open_lifeline(container.record, self._asked.spec.process, self._spawner)
         try:
-            assembly = await assemble(guest, driver, lifeline.held())
-            self._undo.push_async_callback(assembly.close)
-            if assembly.streams.console.one_way:
-                guest.record.annotations[ONE_WAY_ANNOTATION] = "no"
-            self._undo.push_async_callback(self._remove_cgroup, guest)
+            assembly = await self._assemble(container, driver, lifeline)
             # The VMM starts up while the kernel makes the cgroup and moves it there (up to 15 ms); it holds no guest
             # memory yet, and it cannot run its guest before both are done.
-            await together(lambda: self._spawn(guest, assembly, lifeline), lambda: self._make_cgroup(guest, driver))
-            await anyio.to_thread.run_sync(self._fill_cgroup, guest, driver)
-            await self._run_hooks(guest)
-            if lifeline.master >= 0 and self._order.console_socket is not None:
-                await self._hand_over(lifeline.master)
+            await together(
+                lambda: self._bring_to_life(container, assembly, lifeline, group), lambda: self._make_group(group)
+            )
+            await self._fill_group(group)
+            await self._run_hooks(container)
+            await self._hand_over_terminal(lifeline)
         finally:
             lifeline.close()
-        await self._publish(guest)
-        return guest
+        await self._publish(container)
+        return container
 
     # Section: the steps
 
-    def _guest_spec(self) -> GuestSpec:
-        order, config = self._order, self._config.inmate
-        channels.check_allowed(self._request.channels, self._config.channels, self._config.source.host_paths)
-        return guest_spec(self._request, self._spec, order.id, order.bundle, config)
+    @step
+    async def _plan(self) -> Planned:
+        spec, config = self._asked.spec, self._shared.config
+        self._order.check(spec)
+        guest = await anyio.to_thread.run_sync(planning.specify, self._order, self._request, spec, config)
+        backend = await self._register.backend(self._request.backend or "")
+        return Planned(guest, backend, await backend.plan(guest))
 
-    def _check_paths(self) -> None:
-        """Refuse what the record, which is JSON, cannot hold: file names may be any bytes."""
-        for path in (self._order.root, self._order.bundle):
-            try:
-                path.encode()
-            except UnicodeEncodeError:
-                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-                raise SpecError(f"cannot use {shown}: the path is not UTF-8", "rename the directory") from None
+    @step
+    async def _claim_record(self, planned: Planned) -> Container:
+        order, shared = self._order, self._shared
+        name = shared.store.claim(order.id, order.root)
+        remove = functools.partial(shared.store.remove, name, order.root, order.id)
+        self._undo.push("remove the record", functools.partial(anyio.to_thread.run_sync, remove))
+        record = writing.first_record(name, order, self._asked.spec, planned, shared)
+        writing.plan_logs(record, self._request.log, shared.config, self._register.logged())
+        self._undo.push("remove its logs", functools.partial(anyio.to_thread.run_sync, remove_logs, record))
+        container = self._register.adopt(record)
+        self._undo.push("forget the container", lambda: self._drop(container))
+        container.know_hooks(self._asked.spec.hooks)
+        return container
 
-    def _check_terminal(self) -> None:
-        terminal_wanted = self._spec.process is not None and self._spec.process.terminal
-        if terminal_wanted and not self._order.console_socket and not self._order.attached:
-            raise SpecError(
-                "cannot allocate tty if runphi will detach without setting console socket",
-                "give --console-socket, or set process.terminal to false",
-            )
-        if not terminal_wanted and self._order.console_socket:
-            raise SpecError(
-                "cannot use console socket if runphi will not detach or allocate tty",
-                "drop --console-socket, or set process.terminal to true",
-            )
+    async def _drop(self, container: Container) -> None:
+        self._register.drop(container)
+        container.settled.set()
 
-    def _claim(self, backend: Backend, plan: PartitionPlan, spec: GuestSpec) -> Container:
-        order = self._order
-        name = self._store.claim(order.id, order.root)
-        self._undo.callback(self._store.remove, name, order.root, order.id)
-        logs = self._logs(name)
-        record = Record(
-            version=VERSION,
-            id=order.id,
-            name=name,
-            root=order.root,
-            bundle=order.bundle,
-            rootfs=spec.rootfs,
-            backend=backend.name,
-            status=Status.CREATING,
-            created=self._supervisor.shared.clock.wall(),
-            boot_id=boot_id(),
-            terminal=bool(self._spec.process and self._spec.process.terminal),
-            attached=order.attached,
-            annotations=dict(self._spec.annotations),
-            cgroup=self._cgroup_path(name),
-            log_dir=os.path.join(self._config.log.dir, name) if logs else "",
-            logs=logs,
-            channels=plan.channels,
-            console_channel=plan.console,
-            plan=backend.remember(plan),
-        )
-        guest = self._supervisor.adopt(record)
-        self._undo.callback(self._supervisor.drop, guest)
-        guest.know_hooks(self._spec.hooks)
-        return guest
+    @step
+    async def _claim_machine(self, container: Container, planned: Planned) -> tuple[Planned, Driver]:
+        claimed = await planned.claimed(container.record.name)
+        container.record.plan = claimed.backend.remember(claimed.plan)
+        driver = claimed.backend.driver(claimed.plan, container.directory)
+        self._undo.push("end the guest", driver.bury)
+        return claimed, driver
 
-    def _logs(self, name: str) -> tuple[LogPlan, ...]:
-        """Return the plan of the container's logs; a file belongs to one container."""
-        asked = self._request.log
-        logs = logplan.plan(self._config.log, name, None if asked is None else logplan.parse(asked))
-        others = [log for other in self._supervisor.guests.values() for log in plans(other.record)]
-        path = logplan.clash(logs, others)
-        if path is not None:
-            raise SpecError(f"cannot log to {path}: another container does", "give each its own path")
-        return logs
+    @step
+    async def _write(self, container: Container, planned: Planned) -> None:
+        container.save()
+        self._shared.store.save_made(container.record)
+        await anyio.to_thread.run_sync(writing.write_files, container, self._asked.raw, planned)
+        plan = planned.plan
+        container.note(Create(backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus))
 
-    def _cgroup_path(self, name: str) -> str:
-        path = self._spec.linux.cgroups_path if self._spec.linux is not None else None
-        # The name, not the id: the same id in two roots must not mean the same cgroup.
-        return cgrouppath.path_for(path, name, systemd=self._order.systemd_cgroup)
+    @step
+    async def _prepare(self, driver: Driver) -> None:
+        await driver.prepare()
 
-    async def _write_record(self, guest: Container, plan: PartitionPlan, spec: GuestSpec) -> None:
-        guest.save()
-        self._store.save_made(guest.record)
-        await anyio.to_thread.run_sync(self._write_files, guest, plan, spec)
-        guest.note(Create(backend=plan.backend, guest=plan.kind, memory=plan.memory_bytes, vcpus=plan.vcpus))
+    @step
+    async def _assemble(self, container: Container, driver: Driver, lifeline: Lifeline) -> Assembly:
+        assembly = await assemble(container, driver, lifeline.held())
+        self._undo.push("close its streams", assembly.close)
+        if assembly.streams.console.one_way:
+            container.record.annotations[ONE_WAY_ANNOTATION] = "no"
+        return assembly
 
-    def _write_files(self, guest: Container, plan: PartitionPlan, spec: GuestSpec) -> None:
-        directory, name = guest.directory, guest.record.name
+    @step
+    async def _bring_to_life(self, container: Container, assembly: Assembly, lifeline: Lifeline, group: Group) -> None:
+        process = await spawning.spawn(container, assembly, lifeline, self._asked.spec, self._spawner)
 
-        def text(file: str, content: str) -> None:
-            write_atomically(os.path.join(directory, file), content.encode())
+        async def kill() -> None:
+            process.send(9)
+            process.close()
 
-        def link(file: str, target: str | None) -> None:
-            if target:
-                os.symlink(target, os.path.join(directory, file))
-
-        write_atomically(os.path.join(directory, "config.json"), self._raw)
-        text(f"config{name}.conf", conf.render(plan))
-        text("assignedCPUs", ",".join(str(cpu) for cpu in plan.pins) + "\n")
-        link("bundle", self._order.bundle)
-        link("rootfs", spec.rootfs)
-        link("inmate", spec.inmate)
-        link("linux", spec.kernel if spec.kind is not GuestKind.INMATE else None)
-        logs = guest.record.logs or ()
-        link("console", next((log.path for log in logs if log.kind == "raw"), logs[0].path if logs else None))
-        for fifo in (*FIFOS, "exit", "bell"):
-            os.mkfifo(os.path.join(directory, fifo), 0o600)
-
-    async def _make_cgroup(self, guest: Container, driver: Driver) -> None:
-        group = guest.cgroup
-        await anyio.to_thread.run_sync(group.create)
-        if not driver.command:
-            return  # nothing of the guest runs in it, and its CPUs may have left this system: no cpuset has them
-        await anyio.to_thread.run_sync(group.apply, limits(self._spec, self._config.qemu.overhead_bytes))
-
-    async def _remove_cgroup(self, guest: Container) -> None:
-        """Undo `_make_cgroup` as long as there is no init process, with whose end the cgroup goes."""
-        try:
-            await anyio.to_thread.run_sync(guest.cgroup.remove)
-        except (CgroupError, OSError) as exc:
-            log.warning("%s: %s", guest.record.name, exc)
-
-    def _fill_cgroup(self, guest: Container, driver: Driver) -> None:
-        """Move the stub and the guest's helpers, with what they have forked by now."""
-        for pid in (guest.record.pid, *driver.helpers()):
-            guest.cgroup.join_family(pid)
-        for pid in driver.helpers():
-            self._rank((pid, *children(pid)))
-
-    def _rank(self, pids: Iterable[int]) -> None:
-        """Give processes the container's rank for the out-of-memory killer; without one they keep the engine's."""
-        rank = self._spec.process.oom_score_adj if self._spec.process is not None else None
-        if rank is not None:
-            for pid in pids:
-                rank_for_memory(pid, rank)
-
-    def _open_console(self, guest: Container) -> Lifeline:
-        process = self._spec.process
-        record = guest.record
-        if not record.terminal:
-            return Lifeline(record.id, self._call.fds)
-        if record.attached:  # `run`: the client itself shows the console
-            return Lifeline(record.id, ())
-        shown = process.console_size if process is not None else None
-        return Lifeline(record.id, (), terminal.Size(shown.height, shown.width) if shown else _UNKNOWN)
-
-    async def _spawn(self, guest: Container, assembly: Assembly, lifeline: Lifeline) -> None:
-        driver = assembly.driver
-        inherited = driver.inheritance()
-        # The stub's own description: the supervisor's is non-blocking, and a shell's read must block.
-        exit_fd = os.open(os.path.join(guest.directory, stub.EXIT_FIFO), os.O_RDWR | os.O_CLOEXEC)
-        stdin, stdout, stderr = lifeline.stdio
-        stdio_cursor, log_cursor = lifeline.cursors
-        held = {
-            stub.Fd.EXIT: exit_fd,
-            stub.Fd.STDOUT: stdout,
-            stub.Fd.STDERR: stderr,
-            stub.Fd.STDIN: stdin,
-            stub.Fd.STDIO_CURSOR: stdio_cursor,
-            stub.Fd.LOG_CURSOR: log_cursor,
-            stub.Fd.CONSOLE: assembly.streams.console.output,
-            stub.Fd.BELL: assembly.bell.fd,
-            **inherited.kept,
-        }
-        argv = stub.command(driver.command, driver.network or network(self._spec), driver.again)
-        try:
-            with stub.arranged(held, inherited.extra) as fds:
-                pid = await self._call.spawn(guest.directory, argv, fds)
-        finally:
-            os.close(exit_fd)
-        try:
-            process = Process(pid)
-        except ProcessLookupError:  # with its client, most likely
-            raise StateError("cannot create the container: its init process was killed before it began") from None
-        guest.record.pid, guest.record.pid_start = pid, process.started
-        self._undo.callback(process.send, 9)
+        self._undo.push("kill its init process", kill)
+        running = await self._register.enliven(container, assembly, process)
         # From here on the guest's own task answers for its end, also when a later step fails.
-        running = await self._supervisor.enliven(guest, assembly, process)
-        self._undo.pop_all()
-        self._undo.push_async_callback(self._abort, guest)
+        self._undo.hand_over("end the container", lambda: self._end(container))
         running.begin()
-        await driver.watch(running.told())
+        await assembly.driver.watch(running.told())
         running.heed()
-        guest.save()
-        self._rank((pid,))  # before the stub forks the VMM, which gets the same
-        await self._call.go()
+        container.save()
+        group.rank((process.pid,))  # before the init process forks the VMM, which gets the same
+        await self._spawner.go()
 
-    async def _abort(self, guest: Container) -> None:
-        await guest.end()
-        if guest.init is not None:
-            guest.init.kill()
-        await forget(guest)
-        self._supervisor.drop(guest)
+    async def _end(self, container: Container) -> None:
+        await container.end()
+        if container.init is not None:
+            container.init.kill()
+        await forget(container)
+        self._register.drop(container)
 
-    async def _run_hooks(self, guest: Container) -> None:
-        hooks = self._spec.hooks
-        state = document(guest.record).hook_bytes()
-        await run_hooks(hooks.prestart, state, kind="prestart", cwd=self._order.bundle)
-        await run_hooks(hooks.create_runtime, state, kind="createRuntime", cwd=self._order.bundle)
+    @step
+    async def _make_group(self, group: Group) -> None:
+        self._undo.push("remove its cgroup", group.remove)
+        await group.make()
 
-    async def _hand_over(self, master: int) -> None:
-        path = self._order.console_socket
-        assert path is not None
-        try:
-            await anyio.to_thread.run_sync(send_master, path, self._call.cwd, master)
-        except OSError as exc:
-            raise RunphiError(f"cannot send the terminal to {path}: {exc.strerror or exc}") from exc
+    @step
+    async def _fill_group(self, group: Group) -> None:
+        await group.fill()
 
-    async def _publish(self, guest: Container) -> None:
-        if guest.settled.is_set():
-            raise BackendError(f"cannot create the guest: {guest.record.reason}")
-        guest.lifecycle.tell(Event.MADE)
-        guest.save()
-        pid = b"%d" % guest.record.pid
-        write_atomically(os.path.join(guest.directory, "pidfile"), pid)
-        if self._order.pid_file is not None:
-            try:
-                write_atomically(self._order.pid_file, pid, 0o644)
-            except OSError as exc:
-                raise RunphiError(f"cannot write the pid file {self._order.pid_file}: {exc.strerror}") from exc
+    @step
+    async def _run_hooks(self, container: Container) -> None:
+        hooks = self._asked.spec.hooks
+        await run_hooks_of(container.record, hooks.prestart, "prestart")
+        await run_hooks_of(container.record, hooks.create_runtime, "createRuntime")
+
+    @step
+    async def _hand_over_terminal(self, lifeline: Lifeline) -> None:
+        if lifeline.master >= 0 and self._order.console_socket is not None:
+            await spawning.hand_over(self._order.console_socket, self._spawner, lifeline.master)
+
+    @step
+    async def _publish(self, container: Container) -> None:
+        writing.publish(container, self._order.pid_file)

@@ -14,6 +14,7 @@ from runphi_async.errors import CgroupError
 
 if TYPE_CHECKING:
     from runphi_async.container.container import Container
+    from runphi_async.record.store import Record
 
 log = logging.getLogger(__name__)
 
@@ -37,5 +38,10 @@ def _remove(container: Container) -> None:
             log.warning("%s: %s", record.name, exc)
     shmfiles.unlink(container.directory)
     container.shared.store.remove(record.name, record.root, record.id)
+    remove_logs(record)
+
+
+def remove_logs(record: Record) -> None:
+    """Remove the container's own log directory (blocks); logs that lie elsewhere were asked for there, and stay."""
     if record.log_dir:
-        shutil.rmtree(record.log_dir, ignore_errors=True)  # logs that lie elsewhere were asked for there, and stay
+        shutil.rmtree(record.log_dir, ignore_errors=True)

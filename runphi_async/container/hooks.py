@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from runphi_async.container.document import document
 from runphi_async.errors import HookError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runphi_async.oci.spec import Hook
+    from runphi_async.record.store import Record
 
 #: kinds whose failure does not stop the hooks after it (runtime specification, "Lifecycle")
 KEEP_GOING: Final = frozenset({"poststart", "poststop"})
@@ -57,6 +59,11 @@ async def run_hooks(hooks: Sequence[Hook], state_json: bytes, *, kind: str, cwd:
             first = first or exc
     if first is not None:
         raise first
+
+
+async def run_hooks_of(record: Record, hooks: Sequence[Hook], kind: str) -> None:
+    """Run hooks of a container, in its bundle, with its state of now; see `run_hooks`."""
+    await run_hooks(hooks, document(record).hook_bytes(), kind=kind, cwd=record.bundle)
 
 
 async def _run(hook: Hook, state_json: bytes, kind: str, cwd: str) -> None:

@@ -111,11 +111,14 @@ class Recorded:
         self.note(Exit(code=verdict.code, reason=verdict.reason, delivered=delivered))
         log.info("%s: ended with %d: %s", record.name, verdict.code, verdict.reason)
 
-    def kill_group(self) -> None:
-        """Kill what is in the container's cgroup; without one, the machine's process (blocks)."""
+    def kill_group(self, spare: int = 0) -> None:
+        """Kill what is in the container's cgroup; without one, the machine's process (blocks).
+
+        :param spare: pid of the init process, if it is to be told how the guest ended.
+        """
         try:
             if self.record.cgroup:
-                self.cgroup.kill_all()
+                self.cgroup.kill_all(spare=spare)
                 return
             with contextlib.closing(Process(stub.read_pid(self.directory) or -1)) as vmm:
                 vmm.send(9)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from backends import detect
+from backends.base import Accounting
 from backends.detect import Detection
 from runphi_async.container.container import Container
 from runphi_async.container.initprocess import InitProcess
@@ -20,11 +22,13 @@ from runphi_async.terminals.hypervisor import follow_hypervisor
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from backends.base import Backend
     from runphi_async.config.schema import Config
     from runphi_async.container.assembly import Assembly
     from runphi_async.container.running import Running
     from runphi_async.host.clock import Timekeeper
     from runphi_async.host.processes import Process
+    from runphi_async.partition.logplan import LogPlan
     from runphi_async.record.store import Record
 
 
@@ -47,6 +51,20 @@ class Supervisor:
         self.recovered.set()  # until a recovery begins there is nothing to wait for
         #: members of this group may use consoles; -1: there is none
         self.group = -1
+
+    async def backend(self, name: str) -> Backend:
+        """Return a backend of which something may be claimed; "": that of the configuration.
+
+        :raises PlanError: there is none of that name.
+        """
+        found = await detect.backend(name or self.config.backend, self.detection)
+        if isinstance(found, Accounting):  # what it frees as nobody's must not be what is claimed now
+            await self.recovered.wait()
+        return found
+
+    def logged(self) -> list[LogPlan]:
+        """Return the logs of all containers."""
+        return [log for container in self.guests.values() for log in container.logs(None)]
 
     def adopt(self, record: Record) -> Container:
         """Keep a container; from now on verbs find it."""

@@ -149,7 +149,7 @@ class Running:
             with self._clock.move_on_after(END_PATIENCE):
                 await self.ended.wait()
         if not self.ended.is_set():
-            await anyio.to_thread.run_sync(self._container.kill_group)
+            await anyio.to_thread.run_sync(self._container.kill_group, self._container.record.pid)
             self.ended.set()
 
     # Section: what verbs ask

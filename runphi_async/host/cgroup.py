@@ -177,10 +177,13 @@ class Cgroup:
         ceiling = _number(limit)
         return Stats(_number(usage), ceiling if 0 < ceiling < _V1_NO_LIMIT else None, total, user, kernel, pids)
 
-    def kill_all(self, deadline: float = KILL_DEADLINE) -> None:
-        """Kill every process in the cgroup, and those they still start, until it is empty."""
+    def kill_all(self, deadline: float = KILL_DEADLINE, *, spare: int = 0) -> None:
+        """Kill every process in the cgroup, and those they still start, until it is empty.
+
+        :param spare: pid of one that lives on.
+        """
         until = time.monotonic() + deadline
-        while victims := [pid for pid in self.pids() if pid not in (1, os.getpid())]:
+        while victims := [pid for pid in self.pids() if pid not in (1, spare, os.getpid())]:
             rest = until - time.monotonic()
             if rest <= 0:
                 raise CgroupError(f"cannot kill the processes {victims} of cgroup {self.path}: they do not end")

@@ -180,14 +180,16 @@ class Lifeline:
         elif not fds:
             self._own = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.stdio = tuple(fds) or (self._own,) * 3
+        self._given = False
 
     def _ours(self) -> tuple[int, int]:
         flags = (os.O_RDWR, os.O_RDWR) if self.master >= 0 else (os.O_RDONLY, os.O_WRONLY)
         return reopen(self.stdio[0], flags[0]), reopen(self.stdio[1], flags[1])
 
     def held(self) -> Held:
-        """Return the supervisor's own descriptors of what the stub will hold."""
+        """Return the supervisor's own descriptors of what the stub will hold, the journal among them."""
         first, second = self.cursors
+        self._given = True
         return Held(self.journal, (os.dup(first), os.dup(second)), self._ours())
 
     def close(self) -> None:
@@ -198,6 +200,8 @@ class Lifeline:
             if fd >= 0:
                 os.close(fd)
         self._own = self.master = -1
+        if not self._given:
+            self.journal.close()
 
 
 def take_back(pidfd: int, tty: bool) -> Held:

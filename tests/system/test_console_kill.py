@@ -98,7 +98,6 @@ def test_kill_at_any_moment(tmp_path: Path, kind: str) -> None:
         finally:
             os.close(console)
     lifeline.close()
-    lifeline.journal.close()
     for fd in (reader, out, null):
         os.close(fd)
 

@@ -182,6 +182,19 @@ def test_life_of_a_real_cgroup(real: Cgroup, spawn: Callable[..., subprocess.Pop
 
 
 @needs_root
+def test_one_can_be_spared(real: Cgroup, spawn: Callable[..., subprocess.Popen[bytes]]) -> None:
+    victim, spared = spawn("sleep", "100"), spawn("sleep", "100")
+    real.create()
+    for process in (victim, spared):
+        real.join(process.pid)
+    real.kill_all(spare=spared.pid)
+    assert victim.wait(5) == -9
+    assert (spared.poll(), real.pids()) == (None, [spared.pid])
+    real.kill_all()
+    assert spared.wait(5) == -9
+
+
+@needs_root
 def test_kill_all_outlives_a_forker(real: Cgroup, spawn: Callable[..., subprocess.Popen[bytes]]) -> None:
     real.create()
     process = spawn("sh", "-c", "read x; while :; do sleep 100 & done")

@@ -7,7 +7,6 @@ import asyncio
 import errno
 import os
 import shutil
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,21 +16,19 @@ import pytest
 from backends.base import Abilities
 from runphi_async.container.ending import Settlement
 from runphi_async.container.running import END_PATIENCE
-from runphi_async.host.clock import SYSTEM
 from runphi_async.record.lifecycle import Event, Status
 from runphi_async.terminals.console import Console
 from runphi_async.testing.backend import FakeDriver
 from runphi_async.testing.clock import FakeClock
 from tests.unit.clikit import answer
 from tests.unit.consolekit import until
-from tests.unit.containerkit import House, house, settled
+from tests.unit.containerkit import House, held, settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from runphi_async.container.container import Container
     from runphi_async.container.ending import EndStep
-    from runphi_async.host.clock import Timekeeper
     from runphi_async.record.store import Record
 
 
@@ -60,26 +57,9 @@ async def fails_later(*_: object, **__: object) -> NoReturn:
     raise ZeroDivisionError("nobody thought of this")
 
 
-@asynccontextmanager
-async def held(path: Path, clock: Timekeeper) -> AsyncIterator[House]:
-    """A house in a task of its own: a task group is left by the task that entered it."""
-    made: asyncio.Future[House] = asyncio.get_running_loop().create_future()
-    over = asyncio.Event()
-
-    async def hold() -> None:
-        async with house(path, clock) as found:
-            made.set_result(found)
-            await over.wait()
-
-    task = asyncio.create_task(hold())
-    yield await made
-    over.set()
-    await task
-
-
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[House]:
-    async with held(tmp_path, SYSTEM) as made:
+    async with held(tmp_path) as made:
         yield made
 
 
@@ -214,8 +194,15 @@ async def test_a_console_that_fails(place: House, part: str, monkeypatch: pytest
 
 async def test_a_task_of_its_console_that_fails(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
     other = await running(place, "other")
-    monkeypatch.setattr(Console, "start", lambda self, tasks: tasks.start_soon(fails_later))
+    created = asyncio.Event()
+
+    async def fails_then() -> None:
+        await created.wait()
+        await fails_later()
+
+    monkeypatch.setattr(Console, "start", lambda self, tasks: tasks.start_soon(fails_then))
     guest = await place.create("c1")
+    created.set()
     await check(place, guest, other, 137, "internal error: nobody thought of this")
 
 
