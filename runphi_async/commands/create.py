@@ -6,13 +6,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import anyio
-
 from runphi_async import digits
 from runphi_async.commands.cli import PassThrough
-from runphi_async.container.bundle import is_wanted, read_bundle
-from runphi_async.container.creation import Creation
 from runphi_async.container.order import Order
+from runphi_async.operations import create as operation
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -51,7 +48,5 @@ def order(call: Call, options: Globals, given: Namespace, *, attached: bool = Fa
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Create the container, or leave it to the ordinary runtime."""
     wanted = order(call, options, given)
-    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle, supervisor.config.annotations.of_images)
-    if not is_wanted(asked, supervisor.config):
+    if await operation.create(supervisor, call, wanted) is None:
         raise PassThrough
-    await Creation(supervisor, call, wanted, asked).run()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
 from runphi_async.oci.signals import parse
-from runphi_async.record.lifecycle import Status
+from runphi_async.operations import kill as operation
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -27,8 +27,4 @@ def arguments(parser: Parser) -> None:
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Deliver the signal."""
     number = parse(given.signal)
-    guest = find_or_pass(supervisor, given.id, options)
-    async with guest.verb():
-        if given.all and guest.record.status is Status.STOPPED:
-            return
-        await guest.signal(number)
+    await operation.kill(find_or_pass(supervisor, given.id, options), number, whole=given.all)

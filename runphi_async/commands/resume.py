@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runphi_async.commands.cli import find_or_pass
-from runphi_async.record.lifecycle import Event
+from runphi_async.operations.standstill import resume
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -23,6 +23,4 @@ def arguments(parser: Parser) -> None:
 
 async def run(call: Call, supervisor: Supervisor, options: Globals, given: Namespace) -> None:
     """Resume the guest."""
-    guest = find_or_pass(supervisor, given.id, options)
-    async with guest.verb():
-        await guest.request(Event.RESUME)
+    await resume(find_or_pass(supervisor, given.id, options))

@@ -9,11 +9,11 @@ import anyio
 
 from runphi_async import wire
 from runphi_async.aio.waiting import either
-from runphi_async.commands import attach, create, detachkeys
+from runphi_async.commands import create, detachkeys, shown
 from runphi_async.commands.cli import PassThrough
-from runphi_async.container.bundle import is_wanted, read_bundle
-from runphi_async.container.creation import Creation
-from runphi_async.container.forgetting import forget
+from runphi_async.operations import create as making
+from runphi_async.operations.delete import delete
+from runphi_async.operations.start import start
 from runphi_async.terminals.people import Wish
 from runphi_async.wire.console import AttachStart
 
@@ -38,15 +38,13 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Run the container; the status is the guest's exit code."""
     attached = not given.detach and not given.console_socket
     wanted = create.order(call, options, given, attached=attached)
-    asked = await anyio.to_thread.run_sync(read_bundle, wanted.bundle, supervisor.config.annotations.of_images)
-    if not is_wanted(asked, supervisor.config):
+    guest = await making.create(supervisor, call, wanted)
+    if guest is None:
         raise PassThrough
-    guest = await Creation(supervisor, call, wanted, asked).run()
     try:
         if guest.record.terminal and attached:
             return await _with_terminal(call, supervisor, guest)
-        async with guest.verb():
-            await guest.start()
+        await start(guest)
         if given.detach:
             return 0
         await either(guest.settled, call.gone)
@@ -54,17 +52,15 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     finally:
         if not given.detach:
             with anyio.CancelScope(shield=True):
-                await guest.end()
-                if not given.keep:
-                    async with guest.verb():
-                        await forget(guest)
-                        supervisor.drop(guest)
+                if given.keep:
+                    await guest.end()
+                else:
+                    await delete(supervisor, guest, force=True)
 
 
 async def _with_terminal(call: Call, supervisor: Supervisor, guest: Container) -> int:
     keys = detachkeys.parse(supervisor.config.console.detach_keys)
-    shown = AttachStart(terminal=True, stdin=True, forward=True, detach=keys)
-    await call.send(wire.ATTACH, shown.encode())
-    async with guest.verb():
-        await guest.start()
-    return await attach.show(call, guest, attach.Order(Wish.OWN, start=0, is_terminal=True))
+    begun = AttachStart(terminal=True, stdin=True, forward=True, detach=keys)
+    await call.send(wire.ATTACH, begun.encode())
+    await start(guest)
+    return await shown.show(call, guest, shown.Order(Wish.OWN, start=0, is_terminal=True))

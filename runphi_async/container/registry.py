@@ -71,9 +71,13 @@ class Supervisor:
         container = self.guests[record.name] = Container(record, self.shared)
         return container
 
+    def holds(self, container: Container) -> bool:
+        """Whether verbs find this very container, and not another one of its name, or none."""
+        return self.guests.get(container.record.name) is container
+
     def drop(self, container: Container) -> None:
         """Forget a container, unless another one has its name by now; who follows its events learns it."""
-        if self.guests.get(container.record.name) is container:
+        if self.holds(container):
             del self.guests[container.record.name]
         self.events.forget(container.directory)
 

@@ -17,7 +17,7 @@ from consoles.streams.feed import Feed
 from consoles.streams.fifo import FifoSource
 from consoles.streams.journal import Journal
 from runphi_async import wire
-from runphi_async.commands import attach, cli
+from runphi_async.commands import cli, shown
 from runphi_async.config.schema import Config
 from runphi_async.container.registry import Supervisor
 from runphi_async.events import Attach
@@ -193,7 +193,7 @@ async def test_the_exit_status_is_not_lost_in_half_a_frame(
     supervisor: Supervisor, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest has ended and its last output does not reach the client in time."""
-    monkeypatch.setattr(attach, "LAST_BYTES", 0.02)
+    monkeypatch.setattr(shown, "LAST_BYTES", 0.02)
     async with asking(supervisor, "attach", "c1") as client:
         await client.heard(wire.ROLE)
         client.dawdle()
@@ -202,9 +202,9 @@ async def test_the_exit_status_is_not_lost_in_half_a_frame(
         await until(lambda: not machine.people.rows())  # it was given up
         client.go_on()
     assert client.answer.status == 7
-    shown = client.answer.payload(wire.CONSOLE)
-    assert 0 < len(shown) < 2_000_000
-    assert shown == pattern(0, len(shown))
+    seen = client.answer.payload(wire.CONSOLE)
+    assert 0 < len(seen) < 2_000_000
+    assert seen == pattern(0, len(seen))
     assert unpack_offset(client.answer.payload(wire.CONSOLE_AT)) == 0
 
 
