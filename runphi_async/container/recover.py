@@ -134,10 +134,14 @@ def _keep_sick(supervisor: Supervisor, name: str, problem: str) -> None:
 
 
 async def _adopt(supervisor: Supervisor, container: Container, process: Process) -> None:
-    record = container.record
-    driver = await burial.recall(supervisor, container)
-    assembly = await assemble(container, driver, take_back(process.fd, record.engine_terminal))
-    running = await supervisor.enliven(container, assembly, process)
+    try:
+        driver = await burial.recall(supervisor, container)
+        held = take_back(process.fd, container.record.engine_terminal)
+        assembly = await assemble(container, driver, held)
+        running = await supervisor.enliven(container, assembly, process)
+    except BaseException:
+        process.close()  # it is nobody's yet
+        raise
     running.begin()
     await _find_status(container, running)
     running.heed()  # that was to be next: the guest may have been between two VMMs

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -20,7 +20,7 @@ from runphi_async.record.store import Store
 from runphi_async.terminals.hypervisor import follow_hypervisor
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
+    from collections.abc import Callable, Coroutine
 
     from backends.base import Backend
     from runphi_async.config.schema import Config
@@ -32,10 +32,21 @@ if TYPE_CHECKING:
     from runphi_async.record.store import Record
 
 
-class Supervisor:
-    """All containers of this machine, and who may talk to them."""
+class Nursery(Protocol):
+    """Where containers live: a task group that is entered, and outlives them."""
 
-    def __init__(self, config: Config, run_dir: str, time: Timekeeper = clock.SYSTEM) -> None:
+    async def start(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any, name: object = None) -> Any:
+        """Start a task, and return what it gives back when it has begun."""
+        ...
+
+
+class Supervisor:
+    """All containers of this machine, and who may talk to them.
+
+    :param nursery: its containers' tasks run there.
+    """
+
+    def __init__(self, config: Config, run_dir: str, nursery: Nursery, time: Timekeeper = clock.SYSTEM) -> None:
         self.config = config
         self.store = Store(run_dir)
         self.events = EventLog()
@@ -43,7 +54,7 @@ class Supervisor:
         self.detection = Detection(config, run_dir, {}, self.hypervisor)
         self.shared = Shared(config, self.store, self.events, time)
         self.guests: dict[str, Container] = {}
-        self.tasks: TaskGroup | None = None
+        self._nursery = nursery
         #: containers that are still to be taken over from an earlier supervisor; set, and gone, when they are
         self.adopting: dict[str, anyio.Event] = {}
         #: set when all of them are, and what they have is compared with the hypervisors
@@ -83,9 +94,10 @@ class Supervisor:
 
     async def enliven(self, container: Container, assembly: Assembly, process: Process) -> Running:
         """Start the guest's own task, which owns assembly and process from here on; return what runs."""
-        assert self.tasks is not None
         init = InitProcess(process, container.directory)
-        running: Running = await self.tasks.start(container.live, assembly, init, name=f"guest {container.record.name}")
+        running: Running = await self._nursery.start(
+            container.live, assembly, init, name=f"guest {container.record.name}"
+        )
         return running
 
     async def adopted(self, container_id: str) -> None:

@@ -220,10 +220,9 @@ def _say(fd: int, text: bytes) -> None:
 
 
 async def _main(config: Config, run_dir: str, listener: socket.socket, ready: int, group: int) -> None:
-    supervisor = Supervisor(config, run_dir)
-    supervisor.group = group
     async with anyio.create_task_group() as tasks:
-        supervisor.tasks = tasks
+        supervisor = Supervisor(config, run_dir, tasks)
+        supervisor.group = group
         if supervisor.hypervisor is not None:
             tasks.start_soon(supervisor.hypervisor.run, name="hypervisor console")
         recovery = Recovery(supervisor)

@@ -7,18 +7,22 @@ import asyncio
 import os
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runphi_async import wire
 from runphi_async.commands import cli
+from runphi_async.container.registry import Supervisor
+from runphi_async.host.clock import SYSTEM
 from runphi_async.wire.call import Call
 from tests.unit.consolekit import until
 from tests.unit.wirekit import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from pathlib import Path
 
-    from runphi_async.container.registry import Supervisor
+    from runphi_async.config.schema import Config
+    from runphi_async.host.clock import Timekeeper
 
 
 class Answer:
@@ -104,6 +108,18 @@ async def client(*argv: str, cwd: str = "/cwd", fds: Sequence[int] = ()) -> Asyn
         yield made
     finally:
         made.close()
+
+
+class Childless:
+    """The nursery of a supervisor in which no container is made."""
+
+    async def start(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any, name: object = None) -> Any:
+        raise AssertionError(f"{name} would live")
+
+
+def supervisor(config: Config, run_dir: str | Path, clock: Timekeeper = SYSTEM) -> Supervisor:
+    """Return a supervisor that answers, and makes no containers."""
+    return Supervisor(config, str(run_dir), Childless(), clock)
 
 
 async def answer(supervisor: Supervisor, *argv: str, cwd: str = "/cwd") -> Answer:

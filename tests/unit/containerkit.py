@@ -141,11 +141,11 @@ class Forks:
 class House:
     """A supervisor without a server, and what its containers' init processes ended with."""
 
-    def __init__(self, path: Path, supervisor: Supervisor) -> None:
+    def __init__(self, path: Path, supervisor: Supervisor, groups: Groups) -> None:
         self.path = path
         self.root = str(path / "root")
         self.supervisor = supervisor
-        self.groups = Groups()
+        self.groups = groups
         self.drivers: dict[str, FakeDriver] = {}
         self._pids: dict[str, int] = {}
 
@@ -310,19 +310,20 @@ async def house(path: Path, clock: Timekeeper = SYSTEM) -> AsyncIterator[House]:
     """A house of which all that was not ended by the test is killed, and nothing else was."""
     (path / "run").mkdir(exist_ok=True)
     config = Config(log=Log(dir=str(path / "log")), console=Console(drain_seconds=0.2), runc="/nonexistent/runc")
-    supervisor = Supervisor(config, str(path / "run"), clock)
-    made = House(path, supervisor)
+    made: House | None = None
+    groups = Groups()
     try:
         with (
-            mock.patch.object(recorded, "Cgroup", made.groups),
+            mock.patch.object(recorded, "Cgroup", groups),
             mock.patch.dict(os.environ, {detect.TESTING_VARIABLE: "1"}),
         ):
             async with anyio.create_task_group() as tasks:
-                supervisor.tasks = tasks
+                made = House(path, Supervisor(config, str(path / "run"), tasks, clock), groups)
                 yield made
                 tasks.cancel_scope.cancel()
     finally:
-        made.clear()
+        if made is not None:
+            made.clear()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import tomllib
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -20,9 +20,12 @@ from runphi_async.board import board as boards
 from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Config
-from runphi_async.container.registry import Supervisor
 from runphi_async.errors import ConfigError
+from tests.unit import clikit
 from tests.unit.clikit import answer
+
+if TYPE_CHECKING:
+    from runphi_async.container.registry import Supervisor
 
 #: the least that is a board
 SMALL: dict[str, Any] = {
@@ -205,7 +208,7 @@ def test_first_fit_takes_the_lowest_place(free: list[Range], size: int, align: i
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Supervisor:
-    return Supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
+    return clikit.supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
 
 
 async def test_the_verb_lists_the_boards(supervisor: Supervisor) -> None:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from runphi_async import wire
 from runphi_async.config.schema import Config
-from runphi_async.container.registry import Supervisor
 from runphi_async.errors import RunphiError
 from runphi_async.supervisor.server import Server
 from runphi_async.wire import call as call_module
@@ -26,12 +25,15 @@ from runphi_async.wire import outgoing
 from runphi_async.wire.call import REQUEST_MAX, Call
 from runphi_async.wire.incoming import FRAME_MAX
 from runphi_async.wire.outgoing import ClientGone
+from tests.unit import clikit
 from tests.unit.consolekit import PATIENCE
 from tests.unit.wirekit import frames_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from runphi_async.container.registry import Supervisor
 
 
 class Client:
@@ -331,7 +333,7 @@ async def served(supervisor: Supervisor, client: Client) -> bytes:
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_the_supervisor_hangs_up_on_the_hostile(tmp_path: Path, client: Client, name: str) -> None:
-    supervisor = Supervisor(Config(), str(tmp_path))
+    supervisor = clikit.supervisor(Config(), str(tmp_path))
     data, fds = HOSTILE[name]
     if data:
         client.send(data, fds)
@@ -341,7 +343,7 @@ async def test_the_supervisor_hangs_up_on_the_hostile(tmp_path: Path, client: Cl
 
 async def test_the_supervisor_answers(tmp_path: Path, client: Client) -> None:
     client.ask(b"version")
-    data = await served(Supervisor(Config(), str(tmp_path)), client)
+    data = await served(clikit.supervisor(Config(), str(tmp_path)), client)
     assert data.startswith(wire.OUT)
     assert data.endswith(wire.frame(wire.EXIT, b"0"))
 
@@ -363,7 +365,7 @@ async def test_a_client_that_leaves_is_no_error(
     monkeypatch.setattr(version, "run", slow)
     client.ask(b"version")
     with anyio.fail_after(PATIENCE):
-        await Server(Supervisor(Config(), str(tmp_path))).answer(client.call)
+        await Server(clikit.supervisor(Config(), str(tmp_path))).answer(client.call)
     assert caplog.records == []
 
 
@@ -377,7 +379,7 @@ async def test_a_verb_that_breaks_is_answered_all_the_same(
 
     monkeypatch.setattr(version, "run", broken)
     client.ask(b"version")
-    data = await served(Supervisor(Config(), str(tmp_path)), client)
+    data = await served(clikit.supervisor(Config(), str(tmp_path)), client)
     assert b"internal error" in data
     assert data.endswith(wire.frame(wire.EXIT, b"1"))
     assert "ZeroDivisionError" in caplog.text
@@ -398,7 +400,7 @@ def test_noise(tmp_path: Path, data: bytes, fds: int, start: bool, seed: int) ->
             client.send(noise, fds)
         client.sock.shutdown(socket.SHUT_WR)
         try:
-            await served(Supervisor(Config(runc="/nonexistent"), str(tmp_path)), client)
+            await served(clikit.supervisor(Config(runc="/nonexistent"), str(tmp_path)), client)
             assert len(os.listdir("/proc/self/fd")) == before - 1  # its socket, and all it sent
         finally:
             client.close()

@@ -13,8 +13,8 @@ from backends.jailhouse import codec, describe, model
 from backends.jailhouse.model import Arch, Mem, Memory
 from runphi_async import wire
 from runphi_async.config.schema import Config
-from runphi_async.container.registry import Supervisor
 from runphi_async.testing.fake_jailhouse import board
+from tests.unit import clikit
 from tests.unit.clikit import Answer, answer
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def place(tmp_path: Path) -> Path:
 
 
 async def cell(place: Path, *argv: str) -> Answer:
-    return await answer(Supervisor(Config(runc="/nonexistent"), str(place / "run")), "cell", *argv, cwd=str(place))
+    return await answer(
+        clikit.supervisor(Config(runc="/nonexistent"), str(place / "run")), "cell", *argv, cwd=str(place)
+    )
 
 
 async def test_dump_says_dialect_why_and_everything_in_it(place: Path) -> None:

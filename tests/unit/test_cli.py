@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,17 +16,19 @@ from runphi_async import client, wire
 from runphi_async.commands import cli, tables
 from runphi_async.commands.verbs import VERBS
 from runphi_async.config.schema import Config
-from runphi_async.container.registry import Supervisor
 from runphi_async.errors import NotFoundError, RunphiError, SpecError, UsageError
 from tests.unit import clikit
 from tests.unit.clikit import answer
+
+if TYPE_CHECKING:
+    from runphi_async.container.registry import Supervisor
 
 HEX = "0123456789abcdef" * 4
 
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Supervisor:
-    return Supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
+    return clikit.supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
 
 
 def parsed(*argv: str) -> tuple[Any, Any]:
@@ -149,7 +151,7 @@ async def test_force_delete_of_an_unknown_container_is_fine(supervisor: Supervis
 
 @pytest.mark.parametrize("verb", [verb.name for verb in VERBS.values() if verb.shared])
 async def test_what_is_not_ours_goes_to_runc(tmp_path: Path, verb: str) -> None:
-    supervisor = Supervisor(Config(runc="/bin/true"), str(tmp_path))
+    supervisor = clikit.supervisor(Config(runc="/bin/true"), str(tmp_path))
     call = await answer(supervisor, verb, "c1")
     assert call.frames == [(wire.RUNC, b"/bin/true")]
 
@@ -160,7 +162,7 @@ async def test_without_a_runc_an_ordinary_container_is_an_error_engines_can_read
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "config.json").write_text('{"ociVersion": "1.0.2", "root": {"path": "rootfs"}}')
-    supervisor = Supervisor(Config(runc=str(tmp_path / "runc")), str(tmp_path))
+    supervisor = clikit.supervisor(Config(runc=str(tmp_path / "runc")), str(tmp_path))
     log = tmp_path / "log.json"
     words = ["--log", str(log), "--log-format", "json", "create", "--bundle", str(bundle), "c1"]
     call = await answer(supervisor, *words)
@@ -175,7 +177,7 @@ async def test_the_docker_backend_makes_ordinary_containers(tmp_path: Path) -> N
         '{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["x"], "env": ["LINUX=1"]}}'
     )
     for verb in ("create", "run"):
-        supervisor = Supervisor(Config(runc="/bin/true", backend="docker"), str(tmp_path))
+        supervisor = clikit.supervisor(Config(runc="/bin/true", backend="docker"), str(tmp_path))
         call = await answer(supervisor, verb, "--bundle", str(bundle), "c1")
         assert call.frames == [(wire.RUNC, b"/bin/true")]
     call = await answer(supervisor, "plan", str(bundle))
@@ -318,7 +320,7 @@ def test_find_or_pass(supervisor: Supervisor, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         cli.find_or_pass(supervisor, "c1", options)
     with pytest.raises(cli.PassThrough):
-        cli.find_or_pass(Supervisor(Config(runc="/bin/true"), str(tmp_path)), "c1", options)
+        cli.find_or_pass(clikit.supervisor(Config(runc="/bin/true"), str(tmp_path)), "c1", options)
 
 
 def test_errors_carry_their_hint() -> None:

@@ -19,7 +19,6 @@ from consoles.streams.journal import Journal
 from runphi_async import wire
 from runphi_async.commands import cli, shown
 from runphi_async.config.schema import Config
-from runphi_async.container.registry import Supervisor
 from runphi_async.events import Attach
 from runphi_async.terminals.sessions import Sessions
 from runphi_async.wire.console import AttachStart, unpack_offset
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from consoles.streams.sinks.attach import AttachSink, Outlet
     from runphi_async.container.container import Container
+    from runphi_async.container.registry import Supervisor
 
 
 class Machine:
@@ -74,7 +74,7 @@ class Machine:
 
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> Supervisor:
-    return Supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
+    return clikit.supervisor(Config(runc="/nonexistent/runc"), str(tmp_path))
 
 
 @pytest.fixture

@@ -23,16 +23,18 @@ from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.board.ranges import Range
 from runphi_async.commands import map as map_verb
 from runphi_async.config.schema import Config, Jailhouse, Qemu
-from runphi_async.container.registry import Supervisor
 from runphi_async.errors import PlanError
 from runphi_async.host.files import boot_id
 from runphi_async.oci.state import OCI_VERSION
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.units import MIB
+from tests.unit import clikit
 from tests.unit.clikit import Answer, answer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from runphi_async.container.registry import Supervisor
 
 
 def bundle(path: Path, *env: str, **linux: Any) -> Path:
@@ -60,7 +62,7 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def supervisor(run_dir: Path) -> Supervisor:
     config = Config(runc="/nonexistent/runc", backend="jailhouse", jailhouse=Jailhouse(board="qemu-arm64"))
-    return Supervisor(config, str(run_dir))
+    return clikit.supervisor(config, str(run_dir))
 
 
 async def test_a_bundle_is_planned_and_nothing_is_touched(supervisor: Supervisor, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ async def test_the_plan_sees_what_the_ledger_holds(supervisor: Supervisor, tmp_p
 async def test_what_cannot_be_planned_is_said(tmp_path: Path, run_dir: Path, supervisor: Supervisor) -> None:
     bundle(tmp_path / "b", "INMATE=/boot/inmate.bin")
     bundle(tmp_path / "plain")
-    bare = Supervisor(Config(), str(run_dir))
+    bare = clikit.supervisor(Config(), str(run_dir))
     for given, words in (
         ((bare, str(tmp_path / "plain")), "it asks for no partition, so the ordinary runtime would run it"),
         ((bare, "--backend", "jailhouse", str(tmp_path / "b")), "no board is configured; set jailhouse.board to"),
@@ -148,7 +150,7 @@ async def test_a_qemu_guest_is_planned_too(tmp_path: Path, run_dir: Path) -> Non
     raw = json.loads((here / "config.json").read_text())
     raw["annotations"]["org.runphi.arch"] = "aarch64"
     (here / "config.json").write_text(json.dumps(raw))
-    call = await answer(Supervisor(Config(qemu=qemu), str(run_dir)), "plan", str(here))
+    call = await answer(clikit.supervisor(Config(qemu=qemu), str(run_dir)), "plan", str(here))
     assert call.status == 0, call.said(wire.ERR)
     assert f"argv = {fake} \\" in call.said(wire.OUT).splitlines()
     assert sorted(os.listdir(run_dir)) == []
@@ -304,7 +306,7 @@ async def test_the_map_looks_where_the_configuration_says(run_dir: Path, tmp_pat
             (cell / file).write_text(f"{text}\n")
     (tree / "enabled").write_text("1\n")
     config = Config(jailhouse=Jailhouse(board="qemu-arm64", sysfs=str(tree)))
-    call = await drawn(Supervisor(config, str(run_dir)))
+    call = await drawn(clikit.supervisor(config, str(run_dir)))
     assert "  CPU 1   cell linux" in call.said(wire.OUT).splitlines()
     assert "note: nobody: cell 'linux' on CPUs 1 was made by somebody else" in call.said(wire.OUT)
 
@@ -322,6 +324,6 @@ def test_the_map_tells_where_ledger_and_hypervisor_disagree(run_dir: Path) -> No
 
 
 async def test_without_a_board_nothing_is_drawn(run_dir: Path) -> None:
-    call = await drawn(Supervisor(Config(), str(run_dir)))
+    call = await drawn(clikit.supervisor(Config(), str(run_dir)))
     assert call.status == 1
     assert "cannot draw a board: none is configured; set jailhouse.board, or give --board" in call.said(wire.ERR)

@@ -9,7 +9,7 @@ import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import anyio
 import msgspec
@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 
 from backends import detect
 from runphi_async.config.schema import Config, Log
+from runphi_async.container import recover
 from runphi_async.container.recover import Recovery
 from runphi_async.container.registry import Supervisor
+from runphi_async.container.running import Running
 from runphi_async.errors import StateError
 from runphi_async.host.files import boot_id
+from runphi_async.lifeline import stub
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import MADE, STATE, VERSION, Record, Store
 from runphi_async.testing.backend import FakeBackend, FakeDriver
@@ -61,9 +64,8 @@ def record(path: Path, name: str, **fields: object) -> Record:
 @asynccontextmanager
 async def started(path: Path) -> AsyncIterator[Supervisor]:
     """A supervisor that has recovered all it found."""
-    supervisor = Supervisor(Config(log=Log(dir=str(path / "log"))), str(path / "run"))
     async with anyio.create_task_group() as tasks:
-        supervisor.tasks = tasks
+        supervisor = Supervisor(Config(log=Log(dir=str(path / "log"))), str(path / "run"), tasks)
         recovery = Recovery(supervisor)
         await recovery.find()
         await recovery.adopt()
@@ -283,3 +285,109 @@ async def test_a_record_that_lags_behind_its_guest(
         call = await answer(place.supervisor, "--root", place.root, "delete", "--force", "c1")
         assert (call.status, call.frames[:-1]) == (0, [])
         assert await place.said("c1") == 137
+
+
+# Section: taking one over, step by step
+
+
+async def fails(*_: object, **__: object) -> NoReturn:
+    raise ZeroDivisionError("nobody thought of this")
+
+
+def fails_at_once(*_: object, **__: object) -> NoReturn:
+    raise ZeroDivisionError("nobody thought of this")
+
+
+adopt = FakeDriver.adopt
+
+
+async def does_not_answer(self: FakeDriver, told: Told) -> bool | None:
+    """It is watched from now on, and does not say whether it runs."""
+    await adopt(self, told)
+    raise ZeroDivisionError("nobody thought of this")
+
+
+#: where a supervisor that takes a guest over may fail, whether it drives it nevertheless
+STEPS: Final = [
+    (detect, "backend", fails, False),
+    (FakeBackend, "recall", fails_at_once, False),
+    (recover, "take_back", fails_at_once, False),
+    (recover, "assemble", fails, False),
+    (Supervisor, "enliven", fails, False),
+    (Running, "begin", fails_at_once, False),
+    (FakeDriver, "adopt", does_not_answer, True),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "failing", "driven"), STEPS, ids=[step[1] for step in STEPS])
+async def test_whichever_step_fails_it_can_be_killed_and_deleted(
+    tmp_path: Path, where: object, name: str, failing: object, driven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as place:
+        await place.leave("c1")
+        with monkeypatch.context() as broken:
+            broken.setattr(where, name, failing)
+            recovery = Recovery(place.supervisor)
+            await recovery.find()
+            await recovery.adopt()
+        guest = place.supervisor.guests["c1"]
+        assert guest.record.status is Status.RUNNING
+        assert (guest.sick is None) == driven
+        paused = await answer(place.supervisor, "--root", place.root, "pause", "c1")
+        assert paused.status == (0 if driven else 1)
+        if not driven:
+            assert "cannot drive the guest: nobody thought of this; delete --force ends it" in paused.said(b"e")
+        assert (await answer(place.supervisor, "--root", place.root, "kill", "c1", "KILL")).status == 0
+        with anyio.fail_after(20):
+            await guest.settled.wait()
+        assert str(guest.record.status) == "stopped"
+        assert await place.said("c1") in (guest.record.exit_code, -9)
+        assert (await answer(place.supervisor, "--root", place.root, "delete", "c1")).status == 0
+        assert os.listdir(tmp_path / "run") == []
+
+
+async def test_an_end_that_was_asked_for_goes_on(tmp_path: Path) -> None:
+    """The supervisor died between writing down that somebody has killed the guest and doing it."""
+    async with house(tmp_path) as place:
+        await place.leave("c1")
+        left = place.supervisor.store.load("c1")
+        assert left is not None
+        left.killed_by = 15
+        place.supervisor.store.save(left)
+        recovery = Recovery(place.supervisor)
+        await recovery.find()
+        await recovery.adopt()
+        assert await place.said("c1") == 128 + 15
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["not told", "told"])
+async def test_the_init_process_of_an_ended_guest_is_told_again(tmp_path: Path, told: bool) -> None:
+    async with house(tmp_path) as place:
+        await place.leave("c1")
+        left = place.supervisor.store.load("c1")
+        assert left is not None
+        left.status, left.exit_code = Status.STOPPED, 42
+        place.supervisor.store.save(left)
+        os.kill(stub.read_pid(str(tmp_path / "run" / "c1")) or -1, 9)
+        if told:
+            os.kill(left.pid, 9)
+            assert await place.said("c1") == -9
+        recovery = Recovery(place.supervisor)
+        await recovery.find()
+        await recovery.adopt()
+        guest = place.supervisor.guests["c1"]
+        assert guest.settled.is_set()
+        if not told:
+            assert await place.said("c1") == 42
+        assert (await answer(place.supervisor, "--root", place.root, "delete", "c1")).status == 0
+
+
+async def test_what_was_in_the_making_is_removed(tmp_path: Path) -> None:
+    async with house(tmp_path) as place:
+        await place.leave("c1", Status.CREATING, started=False)
+        recovery = Recovery(place.supervisor)
+        await recovery.find()
+        await recovery.adopt()
+        assert await place.said("c1") == -9
+        assert place.supervisor.guests == {}
+        assert os.listdir(tmp_path / "run") == []

@@ -18,10 +18,9 @@ from runphi_async import wire
 from runphi_async.board import boardcheck, loading, ranges
 from runphi_async.board.ranges import Range
 from runphi_async.config.schema import Config
-from runphi_async.container.registry import Supervisor
 from runphi_async.errors import CellError
 from runphi_async.testing.fake_jailhouse import board as fake
-from tests.unit import jailhousekit
+from tests.unit import clikit, jailhousekit
 from tests.unit.clikit import answer
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def test_any_configuration_gives_toml_or_a_reason(system: model.System) -> None:
 
 
 async def test_a_board_is_compared_with_the_running_system(tmp_path: Path) -> None:
-    supervisor = Supervisor(Config(), str(tmp_path))
+    supervisor = clikit.supervisor(Config(), str(tmp_path))
     (tmp_path / "iomem").write_text(IOMEM)
     call = await answer(supervisor, "board", "check", "--iomem", "iomem", "qemu-arm64", cwd=str(tmp_path))
     assert call.status == 0
@@ -174,7 +173,7 @@ async def test_a_board_is_compared_with_the_running_system(tmp_path: Path) -> No
 
 
 async def test_the_verb(tmp_path: Path) -> None:
-    supervisor = Supervisor(Config(), str(tmp_path))
+    supervisor = clikit.supervisor(Config(), str(tmp_path))
     (tmp_path / "root.cell").write_bytes(codec.encode(ROOT))
     (tmp_path / "demo.cell").write_bytes(codec.encode(fake.inmate_demo()))
     (tmp_path / "iomem").write_text(IOMEM)
