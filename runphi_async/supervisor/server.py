@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from runphi_async.container.registry import Supervisor
 
 log = logging.getLogger(__name__)
+
+#: Seconds until the next try where there was no descriptor for a client: verbs that end give theirs back.
+REST: Final = 0.1
 
 
 class Server:
@@ -40,7 +43,7 @@ class Server:
                 continue
             except OSError as exc:  # out of descriptors: the clients wait, the guests must not suffer
                 log.error("cannot accept a client: %s", exc.strerror)
-                await anyio.sleep(0.1)
+                await self._supervisor.shared.clock.sleep(REST)
                 continue
             sock.setblocking(False)
             tasks.start_soon(self.answer, Call(sock, self._supervisor.group))
