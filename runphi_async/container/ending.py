@@ -33,8 +33,9 @@ INTERNAL: Final = 125
 DRAIN_PATIENCE: Final = 5.0
 #: Seconds that the last lines may take to be looked at: rules are matched in no time, and recorded in a file.
 WATCH_PATIENCE: Final = 5.0
-#: Seconds that a driver may take to let go of its machine: it ends helpers, and removes interfaces by threads.
-RELEASE_PATIENCE: Final = 30.0
+#: Seconds that a driver may take to let go of its machine: a tool of its hypervisor that hangs is given 30 s, and then
+#: another one is asked whether the machine is gone (backends/jailhouse).
+RELEASE_PATIENCE: Final = 90.0
 #: Seconds that logs may take to be completed, and sources to be closed; longer than a log waits for its disk.
 CLOSE_PATIENCE: Final = 15.0
 
@@ -65,8 +66,7 @@ class Settlement:
 
     async def settle(self) -> None:
         """Take every step, and tell the init process. Cancelled it leaves the rest to the next supervisor."""
-        for step in self.last_bytes():
-            await self._take(step)
+        await self._take_all(self.last_bytes)
         # First the record, then the engine: whoever sees the exit finds the state that belongs to it.
         verdict = self._verdict()
         try:
@@ -75,8 +75,7 @@ class Settlement:
             log.exception("%s: cannot write its end down", self._container.record.name)
         if not self._delivered:
             log.warning("%s: the engine did not take the last bytes of the console", self._container.record.name)
-        for step in self.letting_go():
-            await self._take(step)
+        await self._take_all(self.letting_go)
         self._running.init.tell(verdict.code)
 
     def last_bytes(self) -> Sequence[EndStep]:
@@ -111,15 +110,26 @@ class Settlement:
     def _verdict(self) -> Verdict:
         fault, record = self._running.fault, self._container.record
         try:
-            oom_kills = self._container.cgroup.oom_kills() if record.cgroup else 0
-        except (CgroupError, OSError):
-            oom_kills = 0
-        try:
-            said = self._running.driver.settle(Evidence(record.killed_by, oom_kills, record.booted))
+            evidence = Evidence(record.killed_by, self._oom_kills(), record.booted)
+            said = self._running.driver.settle(evidence)
         except Exception:
             log.exception("%s: cannot find out how it ended", record.name)
             return Verdict(INTERNAL, fault or "internal error: nobody can say how it ended")
         return Verdict(said.code or INTERNAL, fault) if fault else said
+
+    def _oom_kills(self) -> int:
+        try:
+            return self._container.cgroup.oom_kills() if self._container.record.cgroup else 0
+        except (CgroupError, OSError):
+            return 0
+
+    async def _take_all(self, steps: Callable[[], Sequence[EndStep]]) -> None:
+        """Take steps in their order; not even a mistake in saying which there are gets out."""
+        try:
+            for step in steps():
+                await self._take(step)
+        except Exception:
+            log.exception("%s: cannot take a step of its end", self._container.record.name)
 
     async def _take(self, step: EndStep) -> None:
         """Take a step in a task of its own, and wait for it as long as it may take."""

@@ -52,7 +52,7 @@ class Running:
         self._clock = container.shared.clock
         self._tasks = Bulkhead(tasks, self.crashed)
         seconds = container.shared.config.qemu.stop_seconds
-        self._stopping = Stopping(container.record.name, seconds, self.destroy, self.ended)
+        self._stopping = Stopping(container.record.name, seconds, self.destroy, self.ended, self._clock)
         self._actions: dict[Action, Callable[[int], Awaitable[None]]] = {
             Action.BOOT: self._boot,
             Action.SUSPEND: self._suspend,

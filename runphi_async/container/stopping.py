@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-import anyio
-
 from runphi_async.errors import BackendError
 from runphi_async.oci.signals import Meaning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import anyio
+
     from backends.base import Driver, Signals
     from runphi_async.aio.tasks import Tasks
+    from runphi_async.host.clock import Timekeeper
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,14 @@ class Stopping:
     :param destroy: ends it on a signal.
     """
 
-    def __init__(self, name: str, seconds: float, destroy: Callable[[int], None], ended: anyio.Event) -> None:
+    def __init__(
+        self, name: str, seconds: float, destroy: Callable[[int], None], ended: anyio.Event, clock: Timekeeper
+    ) -> None:
         self._name = name
         self._seconds = seconds
         self._destroy = destroy
         self._ended = ended
+        self._clock = clock
         self._listening = False
         self._asked = False
 
@@ -67,7 +71,7 @@ class Stopping:
             tasks.start_soon(self._until_ended, number, name="stop deadline")
 
     async def _until_ended(self, number: int) -> None:
-        await anyio.sleep(self._seconds)
+        await self._clock.sleep(self._seconds)
         if not self._ended.is_set():
             log.warning("%s: did not end when asked to: destroying it", self._name)
             self._destroy(number)
@@ -82,4 +86,4 @@ class Stopping:
                 log.warning("%s: has not taken signal %d: destroying it", self._name, number)
                 self._destroy(number)
                 return
-            await anyio.sleep(max(self._seconds - waited, LOOK_PERIOD))
+            await self._clock.sleep(max(self._seconds - waited, LOOK_PERIOD))

@@ -12,12 +12,13 @@ from backends.base import Abilities
 from runphi_async.container.stopping import Stopping
 from runphi_async.errors import BackendError
 from runphi_async.oci.signals import Meaning
+from runphi_async.testing.clock import FakeClock
 
 if TYPE_CHECKING:
     from backends.base import Driver
 
-#: a deadline that passes at once, and one that never does
-SOON, NEVER = 0.01, 1000.0
+#: a deadline that passes, and one that does not
+SOON, NEVER = 5.0, 1000.0
 
 
 class Guest:
@@ -50,13 +51,16 @@ class Guest:
 
 
 async def ask(guest: Guest, seconds: float, what: Meaning = Meaning.STOP, times: int = 1) -> None:
-    """Send a signal and wait until nobody waits any more."""
-    stopping = Stopping("c1", seconds, guest.destroy, guest.ended)
+    """Send a signal, and let as much time pass as the first deadline has."""
+    clock = FakeClock()
+    stopping = Stopping("c1", seconds, guest.destroy, guest.ended, clock)
     async with anyio.create_task_group() as tasks:
         for _ in range(times):
             await stopping.deliver(cast("Driver", guest), tasks, 15, what)
-        if seconds == NEVER:
-            tasks.cancel_scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        clock.advance(SOON)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
 
 
 async def test_who_has_no_ear_is_destroyed_at_once() -> None:
