@@ -11,11 +11,10 @@ import anyio
 
 from runphi_async import digits, regular
 from runphi_async.commands.cli import find_or_pass
-from runphi_async.errors import SpecError, StateError, UnsupportedError
-from runphi_async.events import Update
+from runphi_async.errors import SpecError
 from runphi_async.host.cgroup import Limits
 from runphi_async.oci.spec import Resources, resources_from_bytes
-from runphi_async.record.lifecycle import Status
+from runphi_async.operations import update as operation
 from runphi_async.terminals.console import read_some, reopen
 
 if TYPE_CHECKING:
@@ -54,17 +53,8 @@ async def run(call: Call, supervisor: Supervisor, options: Globals, given: Names
     """Apply the CPU limits; say that a guest's memory cannot change while it lives."""
     guest = find_or_pass(supervisor, given.id, options)
     resources = await _read(call, given.resources) if given.resources else Resources()
-    async with guest.verb():
-        if guest.record.status is Status.STOPPED:
-            raise StateError("container not running")
-        await anyio.to_thread.run_sync(guest.cgroup.apply, limits(given, resources))
-        guest.note(Update())
-        memory = given.memory or (resources.memory.limit if resources.memory is not None else None)
-        if memory is not None and memory > 0 and memory != await guest.memory_limit():
-            raise UnsupportedError(
-                "cannot change the memory of a living guest: not supported by this guest",
-                "the other limits were applied; create the container anew with another memory limit",
-            )
+    memory = given.memory or (resources.memory.limit if resources.memory is not None else None)
+    await operation.update(guest, limits(given, resources), memory)
 
 
 def limits(given: Namespace, resources: Resources) -> Limits:

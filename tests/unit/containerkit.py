@@ -56,20 +56,22 @@ def state_of(pid: int) -> str:
 
 
 class Groups:
-    """The cgroups of a machine without any: who is in which. Called as ``Cgroup`` is."""
+    """The cgroups of a machine without any: who is in which, and their limits. Called as ``Cgroup`` is."""
 
     def __init__(self) -> None:
         self.made: dict[str, set[int]] = {}
+        self.limits: dict[str, Limits] = {}
 
     def __call__(self, path: str, used: object) -> Group:
-        return Group(self.made, clean(path))
+        return Group(self, clean(path))
 
 
 class Group:
     """One of them; see ``runphi_async.host.cgroup.Cgroup``."""
 
-    def __init__(self, made: dict[str, set[int]], path: str) -> None:
-        self._made = made
+    def __init__(self, groups: Groups, path: str) -> None:
+        self._made = groups.made
+        self._limits = groups.limits
         self.path = path
 
     def create(self) -> None:
@@ -77,6 +79,7 @@ class Group:
 
     def apply(self, limits: Limits) -> None:
         assert self.path in self._made
+        self._limits[self.path] = limits
 
     def join(self, pid: int) -> None:
         self._made[self.path].add(pid)
@@ -107,6 +110,7 @@ class Group:
 
     def remove(self) -> None:
         self._made.pop(self.path, None)
+        self._limits.pop(self.path, None)
 
 
 class Forks:

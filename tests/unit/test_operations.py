@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runphi_async.errors import BackendError, NotFoundError, SpecError, StateError
+from runphi_async.errors import BackendError, NotFoundError, SpecError, StateError, UnsupportedError
+from runphi_async.host.cgroup import Limits
 from runphi_async.operations.create import create
 from runphi_async.operations.delete import delete
 from runphi_async.operations.kill import kill
 from runphi_async.operations.standstill import pause, resume
 from runphi_async.operations.start import start
+from runphi_async.operations.update import update
 from runphi_async.record.lifecycle import Status
 from tests.unit.consolekit import until
 from tests.unit.containerkit import Forks, House, held, settled
@@ -116,6 +118,23 @@ async def test_a_start_that_fails_ends_the_container(place: House) -> None:
     assert guest.running is None
     assert guest.console is None
     assert await place.said("c1") == guest.record.exit_code
+
+
+async def test_limits_can_change_and_memory_cannot(place: House) -> None:
+    linux = {"resources": {"memory": {"limit": 1 << 27}, "cpu": {"shares": 7}}, "namespaces": []}
+    guest = await place.create("c1", linux=linux)
+    applied = place.groups.limits
+    assert applied[guest.record.cgroup].cpu_shares == 7
+    for memory in (None, 0, 1 << 27):
+        await update(guest, Limits(cpu_shares=9), memory)
+    assert applied[guest.record.cgroup].cpu_shares == 9
+    with pytest.raises(UnsupportedError, match="cannot change the memory"):
+        await update(guest, Limits(cpu_shares=11), 1 << 26)
+    assert applied[guest.record.cgroup].cpu_shares == 11
+    await kill(guest, 9)
+    await settled(guest)
+    with pytest.raises(StateError, match="container not running"):
+        await update(guest, Limits(cpu_shares=9), None)
 
 
 async def test_a_verb_that_is_cancelled_leaves_its_turn(place: House) -> None:
