@@ -49,7 +49,7 @@ class Supervisor:
     def __init__(self, config: Config, run_dir: str, nursery: Nursery, time: Timekeeper = clock.SYSTEM) -> None:
         self.config = config
         self.store = Store(run_dir)
-        self.events = EventLog()
+        self.events = EventLog(time)
         self.hypervisor = follow_hypervisor(config)
         self.detection = Detection(config, run_dir, {}, self.hypervisor)
         self.shared = Shared(config, self.store, self.events, time)

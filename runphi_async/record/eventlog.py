@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from runphi_async import regular
 from runphi_async.events import encode, kind
+from runphi_async.host.clock import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from runphi_async.events import AnyEvent, Own
+    from runphi_async.host.clock import Timekeeper
 
 NAME: Final = "events.jsonl"
 #: to a regular file; where QEMU has put a FIFO it does not wait for a reader
@@ -61,9 +62,13 @@ def last_number(path: str) -> int:
 
 
 class EventLog:
-    """Writes events and wakes those who follow."""
+    """Writes events and wakes those who follow.
 
-    def __init__(self) -> None:
+    :param clock: dates them.
+    """
+
+    def __init__(self, clock: Timekeeper = SYSTEM) -> None:
+        self._clock = clock
         self._numbers: dict[str, int] = {}
         self._followers: dict[str, set[Callable[[], None]]] = {}
         self._watchers: set[Callable[[], None]] = set()
@@ -71,7 +76,7 @@ class EventLog:
     def write(self, directory: str, event: AnyEvent) -> None:
         """Append one event; a record that is gone has no more events."""
         number = self._number(directory) + 1
-        line = encode({"seq": number, "time": time.time()}, event)
+        line = encode({"seq": number, "time": self._clock.wall()}, event)
         try:
             fd = os.open(os.path.join(directory, NAME), _APPEND, 0o600)
         except FileNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -328,4 +329,6 @@ async def test_dates_are_those_of_the_clock(timeless: House, clock: FakeClock) -
     await guest.signal(9)
     await settled(guest)
     assert guest.record.finished == begun + 7
+    events = [json.loads(line) for line in timeless.supervisor.events.read(guest.directory, 0).splitlines()]
+    assert {event["event"]: event["time"] - begun for event in events} == {"create": 0, "start": 0, "exit": 7}
     assert await timeless.said("c1") == 137
