@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a destroyed guest may take to end before whoever waits goes on without it: delete always ends.
 END_PATIENCE: Final = 10.0
+#: Seconds after which a guest that its driver was told to end is ended without it, and the engine hears so. A tool of a
+#: hypervisor that hangs is given 30 s, and asked again (backends/jailhouse, backends/xen).
+OVERDUE: Final = 180.0
 
 
 class Running:
@@ -50,6 +53,7 @@ class Running:
         self.fault = ""
         self._container = container
         self._clock = container.shared.clock
+        self._awaited = False
         self._tasks = Bulkhead(tasks, self.crashed)
         seconds = container.shared.config.qemu.stop_seconds
         self._stopping = Stopping(container.record.name, seconds, self.destroy, self.ended, self._clock)
@@ -112,7 +116,7 @@ class Running:
             log.warning("%s: the init process was killed: destroying the guest", record.name)
             if record.killed_by is None:
                 record.killed_by = 9
-            self.driver.destroy()
+            self.put_down()
 
     def _done(self, printed: int) -> None:
         self._tasks.start_soon(self._finish, printed, name="finish")
@@ -122,8 +126,7 @@ class Running:
         seconds = self._container.shared.config.console.drain_seconds
         if not await self.streams.console.hub.received(printed, seconds):
             log.warning("%s: the last bytes of the console did not come", self._container.record.name)
-        if not self.ended.is_set():
-            self.driver.destroy()
+        self.put_down()
 
     def say(self, text: str) -> None:
         """Put a line of ours on the console."""
@@ -148,6 +151,18 @@ class Running:
         else:
             with self._clock.move_on_after(END_PATIENCE):
                 await self.ended.wait()
+        await self._end_without_driver()
+
+    async def _overdue(self) -> None:
+        """Wait for the end of a guest that was destroyed; no driver that never says it keeps the engine waiting."""
+        with self._clock.move_on_after(OVERDUE):
+            await self.ended.wait()
+        if not self.ended.is_set():
+            self.fault = self.fault or f"internal error: its driver did not end it within {OVERDUE:.0f} s"
+            log.error("%s: %s", self._container.record.name, self.fault)
+            await self._end_without_driver()
+
+    async def _end_without_driver(self) -> None:
         if not self.ended.is_set():
             await anyio.to_thread.run_sync(self._container.kill_group, self._container.record.pid)
             self.ended.set()
@@ -218,15 +233,21 @@ class Running:
 
     def heed(self) -> None:
         """Destroy the guest if somebody has asked for that before it could be done."""
-        if self._container.record.killed_by is not None and not self.ended.is_set():
+        if self._container.record.killed_by is not None:
             self.put_down()
 
     def put_down(self) -> None:
-        """Have the driver destroy the guest; if it cannot, that is done without it."""
+        """Have the driver destroy the guest, unless it has ended; if it cannot, that is done without it."""
+        if self.ended.is_set():
+            return
         try:
             self.driver.destroy()
         except Exception as exc:
             self.crashed(exc)
+            return
+        if not self._awaited:
+            self._awaited = True
+            self._tasks.start_soon(self._overdue, name="overdue")
 
     async def send_break(self) -> bool:
         """Send a serial break to the guest, or raise the ``RunphiError`` why not; False: its console has none."""

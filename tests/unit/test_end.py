@@ -16,7 +16,7 @@ import pytest
 
 from backends.base import Abilities
 from runphi_async.container.ending import Settlement
-from runphi_async.container.running import END_PATIENCE
+from runphi_async.container.running import END_PATIENCE, OVERDUE
 from runphi_async.record.lifecycle import Event, Status
 from runphi_async.terminals.console import Console
 from runphi_async.testing.backend import FakeDriver
@@ -301,6 +301,22 @@ async def test_no_step_that_hangs_keeps_the_engine_waiting(
     assert [step.what for step in hanging.hung[-2:]] == ["let go of its machine", "close its console"]
     assert all(0 < step.seconds <= 90 for step in hanging.hung)
     assert len(hanging.hung) >= 6
+
+
+async def test_a_driver_that_never_says_the_end(
+    timeless: House, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told to end the guest, as often as somebody likes, and nothing comes of it."""
+    other, guest = await running(timeless, "other"), await running(timeless)
+    monkeypatch.setattr(timeless.drivers["c1"], "destroy", lambda: None)
+    for _ in range(3):
+        await guest.signal(9)
+    await until(lambda: OVERDUE in clock.waits)
+    clock.advance(OVERDUE - 0.5)
+    await asyncio.sleep(0.01)
+    assert not guest.settled.is_set()
+    clock.advance(0.5)
+    await check(timeless, guest, other, 137, "its driver did not end it within 180 s")
 
 
 @pytest.mark.parametrize("part", ["last_bytes", "letting_go"])
