@@ -80,6 +80,12 @@ class Held(NamedTuple):
     cursors: tuple[int, int]
     stdio: tuple[int, int]
 
+    def close(self) -> None:
+        """Let go of all of it; whoever makes a `Console` of it leaves that to the console."""
+        self.journal.close()
+        for fd in (*self.cursors, *self.stdio):
+            os.close(fd)
+
 
 class Console(Stream):
     """The stream that is the guest's console, with the engine's stdio on it.
@@ -95,7 +101,11 @@ class Console(Stream):
     ) -> None:
         #: whether the console is a source of its own, such as a serial port, and not the VMM's FIFO pair
         self.is_source = source is not None
-        fifos = FifoSource.opened(owner.directory)
+        try:
+            fifos = FifoSource.opened(owner.directory)
+        except OSError:
+            held.close()
+            raise
         #: the FIFO of the guest's output, for the init process to hold
         self.output = fifos.output
         self._unused = fifos if source is not None else None

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from backends.base import Accounting
+from consoles.streams.fifo import FifoSource
+from runphi_async.container import assembly
 from runphi_async.container.creation import STEPS
 from runphi_async.container.undoing import Undo
 from runphi_async.errors import BackendError, HookError, RunphiError, SpecError, StateError
 from runphi_async.record.lifecycle import Status
+from runphi_async.terminals import channels
 from runphi_async.testing.backend import FakeBackend
 from runphi_async.testing.clock import FakeClock
 from tests.unit.clikit import answer
@@ -146,6 +150,27 @@ async def test_a_container_in_the_making_can_be_deleted(place: House, step: str)
 
 
 # Section: what fails by itself
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [(FifoSource, "opened"), (channels, "open_all"), (assembly, "Watching"), (assembly, "InitBell")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_whichever_part_cannot_be_opened_nothing_stays(
+    place: House, where: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await delete(place, "nobody")
+    before = descriptors()
+    with monkeypatch.context() as broken:
+        broken.setattr(where, name, refused)
+        with pytest.raises(PermissionError):
+            await place.create("c1", annotations={"org.runphi.log": "raw"})
+    await check_nothing_left(place, before)
 
 
 async def test_a_machine_that_ends_at_once(place: House) -> None:
