@@ -16,6 +16,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +45,8 @@ _LISTEN_FD: Final = 3
 #: Seconds that another supervisor may take to end when systemd starts one, and between two looks at its lock.
 _TAKE_OVER: Final = 10.0
 _AGAIN: Final = 0.02
+#: Seconds that tasks may take to let go when the supervisor is told to end; less than the next one waits for its place.
+LEAVING: Final = 5.0
 #: Leaf cgroup of the supervisor: it must not sit in the cgroup of the engine's shim that happened to start it.
 _CGROUP: Final = "runphid"
 
@@ -238,7 +241,20 @@ async def _main(config: Config, run_dir: str, listener: socket.socket, ready: in
                     continue
                 log.info("ends on %s; guests go on", number.name)
                 break
+        late = leave_within(LEAVING)
         tasks.cancel_scope.cancel()
+    late.cancel()
+
+
+def leave_within(seconds: float) -> threading.Timer:
+    """End the process by then, whatever a task still waits for: a step of an end that hangs cannot be cancelled.
+
+    Guests go on, and the next supervisor takes them over. Cancelled, what is returned does nothing.
+    """
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _ready(fd: int) -> None:

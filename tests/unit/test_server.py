@@ -9,6 +9,8 @@ import errno
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -247,3 +249,22 @@ def clock() -> FakeClock:
 async def supervisor(tmp_path: Path, clock: FakeClock) -> Supervisor:
     (tmp_path / "run").mkdir()
     return clikit.supervisor(Config(), tmp_path / "run", clock)
+
+
+STUCK: Final = """
+import anyio
+from runphi_async.supervisor.daemon import leave_within
+
+async def main():
+    async with anyio.create_task_group() as tasks:
+        leave_within(0.2)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+def test_a_task_that_cannot_be_cancelled_does_not_keep_the_supervisor() -> None:
+    done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, timeout=PATIENCE, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
