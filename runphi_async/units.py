@@ -16,6 +16,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
+#: more numbers than any board has of anything that is counted
+_MANY: Final = 8192
+_NUMBERS: Final = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
 _SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)(i?b?)", re.IGNORECASE | re.ASCII)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -59,6 +62,23 @@ def parse_bool(text: str) -> bool:
     if word in ("", "0", "false", "no", "off", "n"):
         return False
     raise ValueError(f"'{text}' is neither yes nor no")
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as ``0-2,5``, ascending, each once.
+
+    :raises ValueError: it is no such list.
+    """
+    found: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _NUMBERS.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{shown(part)} is no number or range such as 0-3")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if low > high or high - low > _MANY:
+            raise ValueError(f"{shown(part)} is not a range")
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
 
 
 def human(size: int) -> str:

@@ -82,7 +82,7 @@ def choose(spec: GuestSpec, facts: Facts, template: Template) -> CellComm:
 def _wish(spec: GuestSpec, facts: Facts, template: Template) -> tuple[str, str]:
     """Return the console and why: a port that another cell has alone is no reason to refuse, unless it was named."""
     name, why = comm.console_wish(spec, template.console)
-    if comm.CONSOLE_ANNOTATION in spec.annotations:
+    if spec.console_port is not None:
         return name, why
     wanted = [_claim(uart) for uart in facts.board.uart if uart.name == name]
     wanted += [Claim(Kind.IVSHMEM, 1, slot.peers, slot.name) for slot in facts.board.ivshmem if slot.name == name]

@@ -17,6 +17,7 @@ from runphi_async.board.claims import Held, Owner
 from runphi_async.partition import conf
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
+from runphi_async.partition.wishes import NetWish
 from runphi_async.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ EXAMPLES: Final = (
         "A Zephyr image linked for 0x70000000, with a network and 4 MiB",
         "qemu-arm64",
         _ZEPHYR,
-        {**_INMATE, "id": "zephyr", "inmate": "zephyr.elf", "net": "yes", "memory_limit": 4 * MIB},
+        {**_INMATE, "id": "zephyr", "inmate": "zephyr.elf", "net": NetWish(True), "memory_limit": 4 * MIB},
     ),
     Example(
         "A flat image linked for address 0, as Jailhouse's own demos are",
@@ -78,7 +79,7 @@ EXAMPLES: Final = (
         "A flat image whose memory has a quarter of the cache",
         "kria-kv260",
         _FLAT,
-        {**_INMATE, "id": "control", "inmate": "control.bin", "annotations": {"org.runphi.colors": "0-3"}},
+        {**_INMATE, "id": "control", "inmate": "control.bin", "colors": (0, 1, 2, 3)},
     ),
     Example(
         "A flat image linked for address 0, as Jailhouse's own demos are",
@@ -97,7 +98,7 @@ EXAMPLES: Final = (
             "ramdisk": "initrd.cpio",
             "dtb": "board.dtb",
             "cpu_quota": 200_000,
-            "net": "net1",
+            "net": NetWish(True, "net1"),
         },
     ),
     Example(

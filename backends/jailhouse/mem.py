@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from runphi_async.board.claims import Held
     from runphi_async.partition.spec import GuestSpec
 
-COLORS_ANNOTATION: Final = "org.runphi.colors"
 #: what the cell's main memory is called among its regions
 RAM: Final = "RAM"
 #: below it a Cortex-R sees its own memory, whatever the board's addresses are
@@ -104,19 +103,15 @@ def _wanted_address(spec: GuestSpec, facts: Facts, template: Template) -> tuple[
 
 
 def _colors(spec: GuestSpec, facts: Facts) -> int:
-    text = spec.annotations.get(COLORS_ANNOTATION)
-    if not text:
+    wished = spec.colors
+    if wished is None:
         return 0
     cache = facts.board.cache
     if cache is None:
         raise PlanError(
             f"cannot colour the cell's memory: board '{facts.board.name}' has no cache colours",
-            f"leave annotation {COLORS_ANNOTATION} out, or use a board and a dialect with colours",
+            "leave annotation org.runphi.colors out, or use a board and a dialect with colours",
         )
-    try:
-        wished = ranges.numbers(text)
-    except ValueError as exc:
-        raise PlanError(f"cannot understand annotation {COLORS_ANNOTATION}: {exc}") from None
     absent = [color for color in wished if color not in ranges.numbers(cache.colors)]
     if absent or not wished:
         what = f"colour {absent[0]}" if absent else "no colour"

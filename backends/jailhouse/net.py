@@ -18,7 +18,6 @@ from runphi_async.board import ranges
 from runphi_async.board.board import Ivshmem
 from runphi_async.board.claims import Claim, Kind, holders
 from runphi_async.errors import PlanError
-from runphi_async.partition import net
 
 if TYPE_CHECKING:
     from backends.jailhouse.desk import Facts
@@ -39,11 +38,11 @@ class Joined(msgspec.Struct, frozen=True):
 
 def choose(spec: GuestSpec, facts: Facts) -> tuple[Joined | None, Part]:
     """Find a place in a network device, if the container asks for one."""
-    wanted, name = net.wish(spec)
-    if not wanted:
+    if spec.net is None or not spec.net.wanted:
         return None, Part(explain=(f"net: none for {spec.id}, as it asks for none",))
     if spec.rpu:
         raise PlanError("cannot connect a remote processor to a network: it has no PCI", 'leave "net" out')
+    name = spec.net.name
     slots = [slot for slot in facts.board.ivshmem if slot.protocol == "veth"]
     named = [slot for slot in slots if name in (None, slot.name)]
     if not named:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from runphi_async.partition.mem import Memory
     from runphi_async.partition.spec import GuestSpec
 
-MACHINE_ANNOTATION: Final = "org.runphi.machine"
 #: the RAM disk of a Linux guest in the record directory: ours plus the container's own settings
 GUEST_INITRD: Final = "initrd"
 #: names of the image's own files there; none has a character that QEMU takes for the end of a name
@@ -57,7 +56,7 @@ def machine(spec: GuestSpec, boot: Boot, accel: str) -> Machine:
     :raises PlanError: when none can, with the reason.
     """
     usual = _usual_machine(spec, boot, accel)
-    wished = spec.annotations.get(MACHINE_ANNOTATION)
+    wished = spec.machine
     if wished is None:
         return usual
     fitting = (Machine.VIRT,) if boot.arch == "aarch64" else (Machine.MICROVM, Machine.Q35, Machine.PC)

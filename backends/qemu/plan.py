@@ -67,8 +67,6 @@ def gather(
 
 #: descriptor of the first tap in QEMU where no QMP socket lies in front of it
 FIRST_TAP_FD: Final = stub.FIRST_EXTRA
-#: annotations that mean something on a board, and nothing to QEMU
-ONLY_ON_BOARDS: Final = ("colors", "console-port")
 
 
 def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> QemuPlan:
@@ -156,8 +154,8 @@ def check(spec: GuestSpec) -> None:
             "cannot give the guest a remote processor: QEMU's machines have none",
             "drop rpu_req and org.runphi.rpu, or choose another backend",
         )
-    for name in ONLY_ON_BOARDS:
-        if f"org.runphi.{name}" in spec.annotations:
+    for name, asked in (("colors", spec.colors), ("console-port", spec.console_port)):
+        if asked is not None:
             raise PlanError(
                 f"cannot do what annotation org.runphi.{name} says: only boards have that",
                 "drop it, or choose another backend",

@@ -3,51 +3,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
-from backends.guest import elf, nics, rootfs
 from backends.xen import examine as examining
+from backends.xen import generator, net, wishes
 from backends.xen import hypervisor as hypervisors
-from backends.xen import net as xen_net
-from backends.xen import notes
-from backends.xen import plan as planning
 from backends.xen.driver import Memory, Tools, XenDriver
+from backends.xen.gathering import XlInfo, gather, has_hvm
 from backends.xen.hypervisor import Hypervisor
-from backends.xen.machine import HostFacts, Pool, wish
+from backends.xen.plan import XenPlan
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
-from consoles.errors import SourceError
-from consoles.sharedmem import vchan
-from runphi_async import regular
-from runphi_async.errors import BackendError, PlanError
-from runphi_async.partition import boot, mounts
-from runphi_async.partition.spec import GuestKind
+from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
-    from backends.xen.plan import XenPlan
+    from backends.xen.machine import Pool
     from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 _decoder = msgspec.json.Decoder(Memory)
-#: What libxl runs as device model when the configuration of a domain names none. Source: Debian's xen-utils.
-DEVICE_MODELS: Final = ("/usr/libexec/xen-qemu-system-i386", "/usr/lib/xen-*/bin/qemu-system-i386")
-#: Where xl itself lies, and not the script that Debian puts before it.
-XL_PROGRAMS: Final = ("/usr/lib/xen-*/bin/xl", "/usr/sbin/xl", "/usr/local/sbin/xl")
 _INFO: Final = re.compile(r"^(\w+)\s*: ?(.*)$", re.MULTILINE)
-
-
-#: Largest file of which a guest gets a copy: hosts, hostname, resolv.conf.
-_COPY_MAX: Final = 1 << 20
 
 
 class XenBackend:
@@ -75,7 +57,7 @@ class XenBackend:
         info = await self._facts()
         (await self._connect()).close()
         version = f"{info.get('xen_major', '?')}.{info.get('xen_minor', '?')}"
-        kinds = ", ".join(["pv", *(["pvh", "hvm"] if self._has_hvm() else [])])
+        kinds = ", ".join(["pv", *(["pvh", "hvm"] if has_hvm(info) else [])])
         return Capabilities(f"Xen {version}, {info.get('xen_scheduler', '?')}: {kinds}", (os.uname().machine,))
 
     async def examine(self) -> list[Finding]:
@@ -93,9 +75,7 @@ class XenBackend:
         files = (("kernel", self._config.kernel), ("RAM disk", self._config.initrd))
         missing = await anyio.to_thread.run_sync(examining.missing_files, files)
         consoles = examining.judge_consoles(daemon)
-        obstacle = xen_net.obstacle()
-        if obstacle:
-            missing.append(Finding(Level.WARNING, self.name, f"cannot give guests a network: {obstacle}", nics.HINT))
+        missing += examining.judge_network(net.obstacle())
         return [Finding(Level.OK, self.name, able.summary), consoles, memory, pools, *missing]
 
     async def _facts(self) -> dict[str, str]:
@@ -105,49 +85,21 @@ class XenBackend:
             self._info = dict(_INFO.findall(text))
         return self._info
 
-    def _has_hvm(self) -> bool:
-        return "hvm" in self._info.get("virt_caps", "").split() or "hvm-" in self._info.get("xen_caps", "")
-
     async def plan(self, spec: GuestSpec) -> XenPlan:
         """Gather what the plan needs to know and decide."""
-        info = await self._facts()
-        free = await self._xen().free_memory()
-        pools = await self._pools(spec)
-        facts, pv_note = await anyio.to_thread.run_sync(self._gather, spec, info, free, pools)
-        return planning.plan(spec, facts, self._config, pv_note=pv_note)
+        asked = wishes.read(spec.own)
+        told = XlInfo(await self._facts(), await self._xen().free_memory(), await self._pools(asked.pool))
+        config = self._config
+        facts, pv_note = await anyio.to_thread.run_sync(gather, spec, asked, told, config.kernel, config.initrd)
+        return generator.plan(spec, asked, facts, config, pv_note=pv_note)
 
-    async def _pools(self, spec: GuestSpec) -> tuple[Pool, ...]:
+    async def _pools(self, wanted: str | None) -> tuple[Pool, ...]:
         """Return the cpupools, if the container asks for one: that costs two processes."""
-        if wish(spec, "pool") is None:
+        if wanted is None:
             return ()
         xl = self._xen().xl
         table = await xl.must("list the cpupools", "cpupool-list")
         return parse_pools(table, await xl.must("list the CPUs of the cpupools", "cpupool-list", "-c"))
-
-    def _gather(
-        self, spec: GuestSpec, info: dict[str, str], free: int, pools: tuple[Pool, ...]
-    ) -> tuple[HostFacts, bool]:
-        image = boot.boot_image(spec, self._config.kernel)
-        linux = spec.kind is GuestKind.LINUX
-        facts = HostFacts(
-            arch=os.uname().machine,
-            cpus=tuple(range(int(info.get("nr_cpus", "1")))),
-            free_memory=free,
-            pools=pools,
-            scheduler=info.get("xen_scheduler", ""),
-            hvm=self._has_hvm(),
-            device_model=next(iter(sorted(path for pattern in DEVICE_MODELS for path in glob.glob(pattern))), None),
-            image=elf.inspect(image),
-            static_shm=wish(spec, "static-shm") is not None and _knows("static_shm"),
-            no_vchan=_no_vchan() if any(channel.vchan for channel in spec.channels) else "",
-            page_size=os.sysconf("SC_PAGE_SIZE"),
-            initrd=_initrd(self._config.initrd) if linux else None,
-            rootfs_bytes=_measure(spec.rootfs) if linux else 0,
-            copies=_copies(spec) if linux else {},
-            links=nics.look(spec.netns),
-            no_vifs=xen_net.obstacle(),
-        )
-        return facts, notes.is_pv_kernel(image)
 
     async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> PartitionPlan:
         """Return the plan: the hypervisor shares out what a domain needs."""
@@ -155,12 +107,12 @@ class XenBackend:
 
     def driver(self, plan: PartitionPlan, directory: str) -> XenDriver:
         """Return the driver of a new guest."""
-        assert isinstance(plan, planning.XenPlan)
+        assert isinstance(plan, XenPlan)
         return XenDriver(self._memory(plan), directory, self._tools(), plan)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
-        assert isinstance(plan, planning.XenPlan)
+        assert isinstance(plan, XenPlan)
         return msgspec.Raw(msgspec.json.encode(self._memory(plan)))
 
     def recall(self, plan: msgspec.Raw, directory: str) -> XenDriver:
@@ -168,51 +120,10 @@ class XenBackend:
         return XenDriver(_decoder.decode(plan), directory, self._tools())
 
     def _memory(self, plan: XenPlan) -> Memory:
-        on_disk = plan.rootfs_by == planning.DISK
-        return Memory(kind=plan.kind, disk_dir=self._config.image_dir if on_disk else None, net=bool(plan.macs))
+        return Memory(kind=plan.kind, disk_dir=plan.disk_dir, net=bool(plan.macs))
 
     def _tools(self) -> Tools:
         return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds)
-
-
-def _knows(key: str) -> bool:
-    """Whether xl has a key: it takes those it does not know without a word, so its programs are read (blocks)."""
-    paths = [path for pattern in XL_PROGRAMS for path in glob.glob(pattern)]
-    return any(key.encode() in Path(path).read_bytes() for path in paths)
-
-
-def _no_vchan() -> str:
-    """Why libxenvchan cannot be had, "" when it can (blocks)."""
-    try:
-        vchan.load()
-    except SourceError as exc:
-        return str(exc)
-    return ""
-
-
-def _initrd(path: str) -> bytes | None:
-    """Return our init's RAM disk, None when there is none (blocks)."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        return file.read()
-    return None
-
-
-def _copies(spec: GuestSpec) -> dict[str, bytes]:
-    """Read the files that the guest gets copies of (blocks)."""
-    found = {}
-    for mount in filter(mounts.is_copied, spec.mounts):
-        try:
-            found[mount.source] = regular.read(mount.source, _COPY_MAX)
-        except OSError as exc:
-            raise PlanError(f"cannot mount {mount.source} at {mount.destination}: {exc.strerror}") from exc
-    return found
-
-
-def _measure(path: str) -> int:
-    try:
-        return rootfs.measure(path)
-    except OSError as exc:
-        raise PlanError(f"cannot read the root filesystem: {exc.filename}: {exc.strerror}") from exc
 
 
 def backend(config: Config, run_dir: str) -> XenBackend:

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Final
 
 from backends.xen.machine import Type
 from runphi_async.errors import PlanError
+from runphi_async.partition import boot as boots
 from runphi_async.partition.image import Handed, ImageFormat
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
-    from backends.xen.machine import HostFacts
+    from backends.xen.machine import HostFacts, PlanConfig
     from backends.xen.xlcfg import Value
     from runphi_async.partition.boot import Boot
     from runphi_async.partition.spec import GuestSpec
 
-MACHINE_ANNOTATION: Final = "org.runphi.machine"
 #: the RAM disk of a Linux guest in the record directory
 GUEST_INITRD: Final = "initrd"
 #: names of the image's own files there
@@ -40,6 +40,11 @@ _CMDLINE: Final = {
 }
 
 
+def choose(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> Boot:
+    """Choose image and architecture."""
+    return boots.decide(spec, facts.image, config.kernel, facts.arch, "xen.kernel")
+
+
 def guest_type(spec: GuestSpec, boot: Boot, facts: HostFacts, pv_note: bool) -> Type:
     """The kind of guest.
 
@@ -48,7 +53,7 @@ def guest_type(spec: GuestSpec, boot: Boot, facts: HostFacts, pv_note: bool) -> 
     """
     if boot.arch != facts.arch:
         raise PlanError(f"cannot boot {boot.image}: it is for {boot.arch}, and this machine is {facts.arch}")
-    wished = spec.annotations.get(MACHINE_ANNOTATION)
+    wished = spec.machine
     if wished is not None and wished not in tuple(Type):
         raise PlanError(f"cannot use machine '{wished}' on Xen", f"one of: {', '.join(Type)}")
     chosen = Type(wished) if wished is not None else _usual(spec, boot, facts, pv_note)
@@ -118,7 +123,7 @@ def _of_the_image(spec: GuestSpec) -> bool:
     return spec.kind is GuestKind.INMATE or spec.kernel is not None
 
 
-def explain(chosen: Type, facts: HostFacts) -> str:
+def explain(chosen: Type) -> str:
     """Say which kind and why."""
     why = "kept apart by the processor" if chosen is not Type.PV else "kept apart by Xen alone"
     return f"boot: a {chosen} guest, {why}"

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from backends.xen import fields
 from backends.xen.dev import need_device_model
-from backends.xen.machine import wishes
 from consoles.sharedmem.vchan import NAME_MAX
 from runphi_async.errors import PlanError
-from runphi_async.partition.channels import MAX_CHANNELS, Channel, check_name
+from runphi_async.partition import comm
+from runphi_async.partition.channels import MAX_CHANNELS, Channel
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts
+    from backends.xen.wishes import XenWishes
     from backends.xen.xlcfg import Value
     from runphi_async.partition.spec import GuestSpec
 
@@ -28,7 +31,33 @@ _SOCKET_PATH_MAX: Final = 108
 _DROPPED: Final = "connection=pty,name=runphi-first"
 
 
-def check(spec: GuestSpec, facts: HostFacts) -> None:
+class DomainComm(msgspec.Struct, frozen=True):
+    """The channels decided, and why.
+
+    :ivar extra: PV channels beside those that every backend knows.
+    """
+
+    extra: tuple[Channel, ...]
+    explain: tuple[str, ...]
+
+
+def choose(spec: GuestSpec, wishes: XenWishes, facts: HostFacts) -> DomainComm:
+    """Decide which channels lead into the domain.
+
+    :raises PlanError: one cannot be had here.
+    """
+    control = comm.decide(spec).control
+    _check(spec, facts)
+    extra = _extra(spec, wishes, facts)
+    explain = (
+        "comm: PV console" + (", control lines in xenstore" if control else ""),
+        *(f"comm: channel {channel.name}: {channel.text()}" for channel in spec.channels),
+        *(f"comm: PV channel {channel.name}, a console of the guest's" for channel in extra),
+    )
+    return DomainComm(extra, explain)
+
+
+def _check(spec: GuestSpec, facts: HostFacts) -> None:
     """Refuse channels in shared memory that this Xen cannot have.
 
     xl 4.17 has no key for memory of dom0's in a guest on x86; by grants it would end with the supervisor.
@@ -50,22 +79,18 @@ def check(spec: GuestSpec, facts: HostFacts) -> None:
             raise PlanError(f"cannot make channel {channel.name}: {problem}", hint)
 
 
-def extra(spec: GuestSpec, facts: HostFacts) -> tuple[Channel, ...]:
+def _extra(spec: GuestSpec, wishes: XenWishes, facts: HostFacts) -> tuple[Channel, ...]:
     """Extra channels; each is a named stream, so its name must be no other's.
 
-    :raises PlanError: a name is unfit, or nothing in dom0 could serve them.
+    :raises PlanError: a name is taken, or nothing in dom0 could serve them.
     """
-    wanted = wishes(spec, "channel")
+    wanted = wishes.channel
     if wanted:
         need_device_model("extra channels", facts)
     if len(wanted) + len(spec.channels) > MAX_CHANNELS:
         raise PlanError(f"cannot give a guest {len(wanted) + len(spec.channels)} channels: {MAX_CHANNELS} is the most")
     taken = {channel.name for channel in spec.channels}
     for name in wanted:
-        try:
-            check_name(name)
-        except ValueError as exc:
-            raise PlanError(f"cannot make a channel: {exc}") from None
         if name in taken:
             raise PlanError(f"cannot make channel {name}: there is another one of that name")
         taken.add(name)

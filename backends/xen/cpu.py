@@ -15,20 +15,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from backends.xen.machine import wish
-from runphi_async import digits
+from backends.xen.wishes import PERIOD_MAX, PERIOD_MIN
 from runphi_async.errors import PlanError
+from runphi_async.partition import cpu as counts
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts, Pool
+    from backends.xen.wishes import XenWishes
     from backends.xen.xlcfg import Value
     from runphi_async.partition.cpu import Cpus
     from runphi_async.partition.spec import GuestSpec
 
-_WEIGHT_MAX: Final = 65535
-#: What libxl takes, in microseconds.
-_PERIOD_MIN: Final = 10
-_PERIOD_MAX: Final = 10_000_000
 _PERIOD_USUAL: Final = 100_000
 #: Schedulers that know a parameter.
 _KNOWN_BY: Final = {
@@ -39,7 +36,12 @@ _KNOWN_BY: Final = {
 }
 
 
-def keys(spec: GuestSpec, cpus: Cpus, facts: HostFacts) -> dict[str, Value]:
+def choose(spec: GuestSpec, facts: HostFacts) -> Cpus:
+    """Decide how many vCPUs the guest has, and where."""
+    return counts.decide(spec, facts.cpus)
+
+
+def keys(spec: GuestSpec, wishes: XenWishes, cpus: Cpus, facts: HostFacts) -> dict[str, Value]:
     """vCPUs and how they are scheduled.
 
     :raises PlanError: the pool or the parameter is not to be had.
@@ -48,17 +50,18 @@ def keys(spec: GuestSpec, cpus: Cpus, facts: HostFacts) -> dict[str, Value]:
     if cpus.pins:
         out["cpus"] = tuple(str(cpu) for cpu in cpus.pins)
     scheduler = facts.scheduler
-    name = wish(spec, "pool")
-    if name is not None:
-        pool = _pool(name, cpus, facts)
-        out["pool"] = name
+    if wishes.pool is not None:
+        pool = _pool(wishes.pool, cpus, facts)
+        out["pool"] = pool.name
         scheduler = pool.scheduler
     wanted = {
-        "cpu_weight": _number(spec, "weight", 1, _WEIGHT_MAX),
-        "cap": _number(spec, "cap", 0, cpus.count * 100),
-        "period": _number(spec, "period", _PERIOD_MIN, _PERIOD_MAX),
-        "budget": _number(spec, "budget", _PERIOD_MIN, _PERIOD_MAX),
+        "cpu_weight": wishes.weight,
+        "cap": wishes.cap,
+        "period": wishes.period,
+        "budget": wishes.budget,
     }
+    if wishes.cap is not None and wishes.cap > cpus.count * 100:
+        raise PlanError(f"cannot set cap '{wishes.cap}': not a number from 0 to {cpus.count * 100}")
     if spec.cpu_quota is not None:
         for key, value in _limit(spec.cpu_quota, spec.cpu_period or _PERIOD_USUAL, cpus.count, scheduler).items():
             if wanted[key] is None:
@@ -81,8 +84,8 @@ def _limit(quota: int, period: int, vcpus: int, scheduler: str) -> dict[str, int
     if scheduler in _KNOWN_BY["cap"]:
         return {"cap": max(1, min(vcpus * 100, quota * 100 // period))}
     if scheduler in _KNOWN_BY["budget"]:
-        budget = max(_PERIOD_MIN, min(period, quota // vcpus))
-        return {"period": max(_PERIOD_MIN, min(period, _PERIOD_MAX)), "budget": budget}
+        budget = max(PERIOD_MIN, min(period, quota // vcpus))
+        return {"period": max(PERIOD_MIN, min(period, PERIOD_MAX)), "budget": budget}
     return {}
 
 
@@ -134,13 +137,3 @@ _NAMES: Final = {
     "budget": "microseconds of CPU",
     "period": "in a period of",
 }
-
-
-def _number(spec: GuestSpec, name: str, least: int, most: int) -> int | None:
-    text = wish(spec, name)
-    if text is None:
-        return None
-    number = digits.whole(text, most)
-    if number is None or number < least:
-        raise PlanError(f"cannot set {name} {text!r}: not a number from {least} to {most}")
-    return number

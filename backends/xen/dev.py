@@ -3,77 +3,55 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from backends.xen import fields
-from backends.xen.machine import allow, wishes
+from backends.xen.machine import allow
 from runphi_async.errors import PlanError
 
 if TYPE_CHECKING:
     from backends.xen.machine import HostFacts, PlanConfig
+    from backends.xen.wishes import XenWishes
     from backends.xen.xlcfg import Value
-    from runphi_async.partition.spec import GuestSpec
 
 #: the disk with the image's root filesystem, if it is one
 ROOT_DISK: Final = "xvda"
-_PCI: Final = re.compile(r"(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.IGNORECASE)
-#: a node of a device tree, whose names may hold commas
-_DTDEV: Final = re.compile(r"/[\w,.+@/-]{1,500}", re.ASCII)
-_IOMEM: Final = re.compile(r"[0-9a-f]+,[0-9a-f]+(?:@[0-9a-f]+)?", re.IGNORECASE)
 
 
-def keys(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> dict[str, Value]:
+def keys(wishes: XenWishes, facts: HostFacts, config: PlanConfig) -> dict[str, Value]:
     """Devices a container asked for by annotation, each allowed by the configuration.
 
     :raises PlanError: one is not allowed, or cannot work here.
     """
     out: dict[str, Value] = {}
-    disks = [fields.disk(text) for text in wishes(spec, "disk")]
-    for disk in disks:
+    for disk in wishes.disk:
         # a format other than raw names further files, in the disk itself: whoever may write there chooses them
         prefix = "" if disk["format"] == "raw" else f"{disk['format']}:"
         allow("disk", prefix + disk["target"], config.devices)
-    shares = [_named("directory", text, fields.P9, "path") for text in wishes(spec, "p9")]
-    for share in shares:
+    for share in wishes.p9:
         allow("directory", share["path"], config.devices)
-    if shares:
+    if wishes.p9:
         need_device_model("a directory by 9pfs", facts)
-    for name, pattern in (
-        ("pci", _PCI),
-        ("iomem", _IOMEM),
-        ("irqs", re.compile(r"[0-9]{1,5}")),
-        ("dtdev", _DTDEV),
-    ):
-        devices = wishes(spec, name)
+    handed = {"pci": wishes.pci, "iomem": wishes.iomem, "irqs": wishes.irqs, "dtdev": wishes.dtdev}
+    for name, devices in handed.items():
         for device in devices:
-            if not pattern.fullmatch(device):
-                raise PlanError(f"cannot hand over {name} {device!r}: it is not written as xl.cfg has it")
             allow(name, device, config.devices)
         if devices:
             out[name] = devices
-    regions = [_named("memory", text, fields.STATIC_SHM, "id") for text in wishes(spec, "static-shm")]
-    for region in regions:
+    for region in wishes.static_shm:
         allow("static shared memory", region["id"], config.devices)
-    if regions and not facts.static_shm:
+    if wishes.static_shm and not facts.static_shm:
         raise PlanError(
             "cannot share static memory: this version of xl has no static_shm, and would make the guest without it",
             "Xen has it on Arm only; use org.runphi.xen.channel, or a network of the guests' own",
         )
-    if regions:
-        out["static_shm"] = tuple(map(fields.written, regions))
-    if disks:
-        out["disk"] = tuple(map(fields.disk_written, disks))
-    if shares:
-        out["p9"] = tuple(map(fields.written, shares))
+    if wishes.static_shm:
+        out["static_shm"] = tuple(map(fields.written, wishes.static_shm))
+    if wishes.disk:
+        out["disk"] = tuple(map(fields.disk_written, wishes.disk))
+    if wishes.p9:
+        out["p9"] = tuple(map(fields.written, wishes.p9))
     return out
-
-
-def _named(what: str, text: str, form: fields.Form, needed: str) -> dict[str, str]:
-    found = fields.parse(what, text, form)
-    if needed not in found:
-        raise PlanError(f"cannot understand {text!r}: it says no {needed}=")
-    return found
 
 
 def need_device_model(what: str, facts: HostFacts) -> None:

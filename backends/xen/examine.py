@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backends.base import Finding, Level
+from backends.guest import nics
 from runphi_async import digits
 from runphi_async.units import MIB, human
 
@@ -74,6 +75,13 @@ def judge_pools(text: str) -> Finding:
     rows = [line.split() for line in text.splitlines()[1:] if len(line.split()) >= 3]
     pools = ", ".join(f"{name} ({scheduler}, {cpus} CPUs)" for name, cpus, scheduler, *_ in rows)
     return Finding(Level.OK, AREA, f"cpupools: {pools or 'none'}")
+
+
+def judge_network(obstacle: str) -> list[Finding]:
+    """Say why guests can have no network, if they cannot."""
+    if not obstacle:
+        return []
+    return [Finding(Level.WARNING, AREA, f"cannot give guests a network: {obstacle}", nics.HINT)]
 
 
 def missing_files(files: Sequence[tuple[str, str]]) -> list[Finding]:

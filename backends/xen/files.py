@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from backends.guest import handed, initrd, rootfs
 from backends.xen import plan as planning
+from backends.xen import wishes
 from backends.xen.boot import GUEST_INITRD, IMAGE, RAMDISK
 from consoles.sharedmem import shmfiles, vchan
 from runphi_async.host.files import write_atomically
@@ -55,7 +56,7 @@ class Files:
     def _write_initrd(self, plan: XenPlan) -> None:
         with open(os.path.join(self._directory, GUEST_INITRD), "wb") as file:
             file.write(plan.initrd)
-            if plan.rootfs_by == planning.RAMDISK and plan.rootfs is not None:
+            if plan.rootfs_by == wishes.RAMDISK and plan.rootfs is not None:
                 file.write(b"\0" * (-len(plan.initrd) % initrd.BLOCK))
                 rootfs.append_archive(file, plan.rootfs)
 

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Xen halves of the plan share: facts about the host, settings, kinds of guests, and annotations.
-
-Annotations ``org.runphi.xen.NAME`` are this backend's own; ``WISHES`` lists them. Whatever reaches beyond the domain
-(a bridge, a device, a disk of the host) must also be allowed by the configuration's table ``[xen]``.
-"""
+"""What the Xen halves of the plan share: facts about the host, settings, kinds of guests, what is allowed."""
 
 from __future__ import annotations
 
 import os
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -21,27 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runphi_async.partition.mem import PerKind
-    from runphi_async.partition.spec import GuestSpec
-
-PREFIX: Final = "org.runphi.xen."
-#: What each annotation of this backend means.
-WISHES: Final = {
-    "pool": "cpupool to run in",
-    "weight": "share of the CPU against other domains, 1 to 65535 (256 is usual)",
-    "cap": "most CPU it may use, in percent of one CPU; 0 = no limit",
-    "period": "microseconds of an RTDS period, for each vCPU",
-    "budget": "microseconds of CPU in each RTDS period, for each vCPU",
-    "vif": "network devices: xl's vif specifications, separated by semicolons",
-    "disk": "disks: xl's disk specifications, separated by semicolons",
-    "p9": "directories shared by 9pfs: xl's p9 specifications, separated by semicolons",
-    "pci": "PCI devices to hand over, separated by semicolons",
-    "channel": "names of extra PV channels, separated by semicolons",
-    "iomem": "page ranges of device memory, START,COUNT in hexadecimal, separated by semicolons",
-    "irqs": "interrupts to hand over, separated by semicolons",
-    "dtdev": "device tree nodes to hand over, separated by semicolons",
-    "static-shm": "memory shared with other guests: xl's static_shm specifications, separated by semicolons",
-    "rootfs": "how a Linux guest gets the image: ramdisk or disk",
-}
 
 
 class Type(StrEnum):
@@ -114,35 +89,16 @@ class PlanConfig(Protocol):
         """Largest root filesystem that goes into the guest's RAM."""
 
     @property
+    def image_dir(self) -> str:
+        """Where disks of Linux guests are made."""
+
+    @property
     def bridges(self) -> Sequence[str]:
         """Bridges that containers may use."""
 
     @property
     def devices(self) -> Sequence[str]:
         """Devices and paths of the host that containers may use."""
-
-
-def wish(spec: GuestSpec, name: str) -> str | None:
-    """Return one annotation of this backend."""
-    return spec.annotations.get(PREFIX + name) or None
-
-
-def wishes(spec: GuestSpec, name: str) -> tuple[str, ...]:
-    """Return one annotation of this backend that holds a list."""
-    return tuple(part.strip() for part in (wish(spec, name) or "").split(";") if part.strip())
-
-
-def check_wishes(spec: GuestSpec) -> None:
-    """Refuse annotations nobody knows: xl would ignore them in silence, and so must we not.
-
-    :raises PlanError: naming it, and those there are.
-    """
-    for key in spec.annotations:
-        if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in WISHES:
-            raise PlanError(
-                f"cannot understand annotation {key}: there is no such setting",
-                f"known: {', '.join(PREFIX + name for name in WISHES)}",
-            )
 
 
 def allow(what: str, device: str, allowed: Sequence[str]) -> None:

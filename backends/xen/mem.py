@@ -9,15 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from runphi_async.errors import PlanError
+from runphi_async.partition import mem as sizes
 from runphi_async.units import MIB, human
 
 if TYPE_CHECKING:
-    from backends.xen.machine import HostFacts
+    from backends.xen.machine import HostFacts, PlanConfig
     from backends.xen.xlcfg import Value
     from runphi_async.partition.mem import Memory
+    from runphi_async.partition.spec import GuestSpec
 
 #: What Xen needs for a domain besides its RAM: page tables of its own, the shadow of a PVH guest, grant tables.
 OVERHEAD: Final = 4 * MIB
+
+
+def choose(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> Memory:
+    """Decide how much the guest gets."""
+    return sizes.decide(spec, facts.page_size, config.memory_default, config.memory_minimum)
 
 
 def keys(memory: Memory, facts: HostFacts) -> dict[str, Value]:

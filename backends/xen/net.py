@@ -10,7 +10,6 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from backends.xen import fields
-from backends.xen.machine import wishes
 from runphi_async.errors import PlanError
 from runphi_async.partition import net
 from runphi_async.partition.net import NetMode, Network
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backends.xen.machine import HostFacts
+    from backends.xen.wishes import XenWishes
     from backends.xen.xlcfg import Value
     from runphi_async.partition.spec import GuestSpec
 
@@ -33,30 +33,28 @@ def obstacle() -> str:
     return "" if os.path.isdir(_BACK_ENDS) else "dom0's kernel has no driver for guests' cards: modprobe xen-netback"
 
 
-def decide(spec: GuestSpec, facts: HostFacts) -> Network:
+def choose(spec: GuestSpec, wishes: XenWishes, facts: HostFacts) -> Network:
     """Decide whether the guest gets the container's interfaces.
 
     :raises PlanError: it asks for a network that it cannot have.
     """
-    cards = wishes(spec, "vif")
-    if cards:
-        return Network(NetMode.NONE, (f"net: {'; '.join(cards)}",))
+    if wishes.vif:
+        return Network(NetMode.NONE, (f"net: {'; '.join(map(fields.written, wishes.vif))}",))
     return net.decide(spec, facts.links, facts.no_vifs)
 
 
-def keys(spec: GuestSpec, bridges: Sequence[str], network: Network) -> dict[str, Value]:
+def keys(wishes: XenWishes, bridges: Sequence[str], network: Network) -> dict[str, Value]:
     """Network cards.
 
-    :raises PlanError: the bridge is not allowed, or the specification says more than it may.
+    :raises PlanError: the bridge is not allowed.
     """
-    cards = [fields.parse("network device", text, fields.VIF) for text in wishes(spec, "vif")]
-    for card in cards:
+    for card in wishes.vif:
         if card.get("bridge") not in bridges:
             raise PlanError(
                 f"cannot use network device {fields.written(card)!r}: the configuration allows no such bridge",
                 "add it to bridges under [xen]",
             )
     return {
-        "vif": tuple(map(fields.written, cards))
+        "vif": tuple(map(fields.written, wishes.vif))
         or tuple(f"mac={mac},type=vif,script={_SCRIPT}" for mac in network.macs)
     }

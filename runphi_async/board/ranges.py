@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from runphi_async import units
 from runphi_async.units import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_NUMBERS: Final = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
-#: more numbers than any board has of anything that is counted
-_MANY: Final = 8192
+#: the numbers of a list in a board file or in sysfs
+numbers: Final = units.parse_numbers
 
 
 class Range(msgspec.Struct, frozen=True, order=True):
@@ -42,25 +41,8 @@ class Range(msgspec.Struct, frozen=True, order=True):
         return f"{self.start:#x}-{self.end - 1:#x}"
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers of a list such as ``0-2,5``, ascending, each once.
-
-    :raises ValueError: it is no such list.
-    """
-    found: set[int] = set()
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        match = _NUMBERS.fullmatch(part)
-        if match is None:
-            raise ValueError(f"'{part}' is no number or range such as 0-3")
-        low, high = int(match[1]), int(match[2] or match[1])
-        if low > high or high - low > _MANY:
-            raise ValueError(f"'{part}' is not a range")
-        found.update(range(low, high + 1))
-    return tuple(sorted(found))
-
-
 def listed(values: Iterable[int]) -> str:
-    """Return numbers as a list such as ``0-2,5``: the inverse of :func:`numbers`."""
+    """Return numbers as a list such as ``0-2,5``: the inverse of ``units.parse_numbers``."""
     parts: list[list[int]] = []
     for value in sorted(set(values)):
         if parts and parts[-1][1] == value - 1:

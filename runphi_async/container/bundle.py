@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runphi_async.config.schema import Config
+    from runphi_async.partition.bootconfig import BootConfig
     from runphi_async.partition.request import PartitionRequest
 
 #: Largest /boot/config.json that is read from an image, in bytes.
@@ -45,15 +46,20 @@ def read_bundle(bundle: str, of_images: Sequence[str]) -> Asked:
     spec = oci.from_bytes(raw)
     origin.check_annotations(bundle, spec.annotations, of_images)
     spec = msgspec.structs.replace(spec, annotations=podannotations.of_container(spec.annotations))
-    boot: dict[str, Any] | None = None
-    if request.wants_boot_config(spec) and spec.root.path:
-        rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
-        data = inroot.read(rootfs, bootconfig.BOOT_CONFIG, BOOT_CONFIG_MAX) if os.path.isdir(rootfs) else None
-        if data is not None:
-            config = bootconfig.parse(data)
-            origin.check_boot_config(config, of_images)
-            boot = msgspec.to_builtins(config)
-    return Asked(raw, spec, request.request(spec, boot))
+    return Asked(raw, spec, request.request(spec, lambda: _boot_config(bundle, spec, of_images)))
+
+
+def _boot_config(bundle: str, spec: oci.Spec, of_images: Sequence[str]) -> BootConfig | None:
+    """Return what the image says of itself, None when it says nothing."""
+    rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
+    if not spec.root.path or not os.path.isdir(rootfs):
+        return None
+    data = inroot.read(rootfs, bootconfig.BOOT_CONFIG, BOOT_CONFIG_MAX)
+    if data is None:
+        return None
+    config = bootconfig.parse(data)
+    origin.check_boot_config(config, of_images)
+    return config
 
 
 def is_wanted(asked: Asked, config: Config) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runphi_async.container.planning import Planned
     from runphi_async.container.recorded import Recorded, Shared
     from runphi_async.oci import spec as oci
-    from runphi_async.partition.logplan import LogPlan
+    from runphi_async.partition.logplan import LogOrder, LogPlan
 
 
 def first_record(name: str, order: Order, spec: oci.Spec, planned: Planned, shared: Shared) -> Record:
@@ -54,14 +54,14 @@ def first_record(name: str, order: Order, spec: oci.Spec, planned: Planned, shar
     )
 
 
-def plan_logs(record: Record, asked: str | None, config: Config, others: Iterable[LogPlan]) -> None:
+def plan_logs(record: Record, asked: tuple[LogOrder, ...] | None, config: Config, others: Iterable[LogPlan]) -> None:
     """Put the plan of the container's logs into its record; a file belongs to one container.
 
-    :param asked: the annotation, None without one.
+    :param asked: what the annotation says, None without one.
     :param others: the logs of all other containers.
     :raises SpecError: a file is another container's, or what was asked for makes no sense.
     """
-    logs = logplan.plan(config.log, record.name, None if asked is None else logplan.parse(asked))
+    logs = logplan.plan(config.log, record.name, asked)
     path = logplan.clash(logs, list(others))
     if path is not None:
         raise SpecError(f"cannot log to {path}: another container does", "give each its own path")

@@ -7,8 +7,6 @@ runtimes put theirs here too."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from runphi_async.errors import SpecError
@@ -60,14 +58,6 @@ def parse(data: bytes) -> BootConfig:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         hint = "it must hold one JSON object"
         raise SpecError(f"cannot read {BOOT_CONFIG} of the image: {exc}", hint) from exc
-
-
-def convert(raw: dict[str, Any]) -> BootConfig:
-    """Check an already parsed object, or raise :class:`SpecError` that says where it is wrong."""
-    try:
-        return msgspec.convert(raw, BootConfig)
-    except msgspec.ValidationError as exc:
-        raise _located(exc) from exc
 
 
 def _located(exc: msgspec.ValidationError) -> SpecError:

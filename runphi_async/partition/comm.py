@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,8 +13,6 @@ from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec
-
-CONSOLE_ANNOTATION: Final = "org.runphi.console-port"
 
 
 class Channels(msgspec.Struct, frozen=True):
@@ -73,7 +71,6 @@ def explain_channels(spec: GuestSpec) -> tuple[str, ...]:
 
 def console_wish(spec: GuestSpec, usual: str) -> tuple[str, str]:
     """Return which of a board's consoles the guest has, and why."""
-    wished = spec.annotations.get(CONSOLE_ANNOTATION)
-    if wished:
-        return wished, f"annotation {CONSOLE_ANNOTATION} says so"
+    if spec.console_port is not None:
+        return spec.console_port, "annotation org.runphi.console-port says so"
     return usual, "the board's for this kind of guest"

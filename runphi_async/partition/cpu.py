@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import digits, units
 from runphi_async.errors import PlanError
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 #: microseconds; what the kernel uses when only a quota is given
 DEFAULT_PERIOD: Final = 100_000
-VCPUS_ANNOTATION: Final = "org.runphi.vcpus"
 
 
 class Cpus(msgspec.Struct, frozen=True):
@@ -47,7 +45,7 @@ def decide(spec: GuestSpec, online: Sequence[int], word: str = "online") -> Cpus
         )
     usable = spec.cpuset or tuple(online)
     count, why = _count(spec)
-    if VCPUS_ANNOTATION not in spec.annotations and count > len(usable):
+    if spec.vcpus is None and count > len(usable):
         why += f", held to the {len(usable)} CPUs it may use"
         count = len(usable)
     explain = [f"cpu: {count} vCPU{'s' if count > 1 else ''} {why}"]
@@ -60,12 +58,8 @@ def decide(spec: GuestSpec, online: Sequence[int], word: str = "online") -> Cpus
 
 
 def _count(spec: GuestSpec) -> tuple[int, str]:
-    wished = spec.annotations.get(VCPUS_ANNOTATION)
-    if wished is not None:
-        count = digits.whole(wished)
-        if not count:
-            raise PlanError(f"cannot give the guest {units.shown(wished)} vCPUs: not a number from 1 up")
-        return count, f"from annotation {VCPUS_ANNOTATION}"
+    if spec.vcpus is not None:
+        return spec.vcpus, "from annotation org.runphi.vcpus"
     if spec.cpu_quota is not None:
         period = spec.cpu_period or DEFAULT_PERIOD
         return max(1, -(-spec.cpu_quota // period)), f"from the CPU limit {spec.cpu_quota}/{period}"

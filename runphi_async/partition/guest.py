@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from runphi_async import digits, units
+from runphi_async import units
 from runphi_async.errors import SpecError
 from runphi_async.host import inroot
-from runphi_async.partition import mounts
+from runphi_async.partition import mounts, wishes
 from runphi_async.partition.request import CONTROL, HOST
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec, Rlimit
 
@@ -57,35 +57,24 @@ def guest_spec(request: PartitionRequest, spec: Spec, id: str, bundle: str, conf
     resources = spec.linux.resources if spec.linux else None
     memory = resources.memory if resources else None
     cpu = resources.cpu if resources else None
-    annotations = dict(spec.annotations)
-    if request.vcpus is not None:
-        annotations["org.runphi.vcpus"] = str(request.vcpus)
     return GuestSpec(
+        **wishes.common(request),
         id=id,
         kind=request.kind,
         rootfs=rootfs,
-        arch=request.arch,
         readonly_root=spec.root.readonly,
         inmate=path("inmate", request.inmate),
         kernel=path("kernel", request.kernel),
         ramdisk=path("ramdisk", request.ramdisk),
         dtb=path("dtb", request.dtb),
-        cmdline=request.cmdline,
-        load_address=request.load_address,
         memory_limit=request.memory or (_limit(memory.limit) if memory else None),
         cpu_quota=_limit(cpu.quota) if cpu else None,
         cpu_period=_limit(cpu.period) if cpu else None,
         cpuset=parse_cpuset(cpu.cpus) if cpu else (),
         devices=tuple(device.path for device in spec.linux.devices if device.path) if spec.linux else (),
-        net=request.net,
-        netconf=request.netconf,
         netns=network(spec),
         mounts=tuple(_mount(mount, os.path.abspath(bundle)) for mount in spec.mounts),
-        rpu=request.rpu,
         process=_process(spec.process, spec.hostname) if spec.process else None,
-        annotations=annotations,
-        channels=request.channels,
-        console=request.console,
     )
 
 
@@ -146,23 +135,13 @@ def resolve_image(what: str, name: str, rootfs: str, host_paths: Sequence[str]) 
 
 def parse_cpuset(text: str) -> tuple[int, ...]:
     """CPU numbers of a list such as ``0-2,4``, ascending, each once."""
-    cpus: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first and not dash:
-            continue
-        low = digits.whole(first)
-        high = digits.whole(last) if dash else low
-        if low is None or high is None:
-            raise SpecError(
-                f"cannot read linux.resources.cpu.cpus {units.shown(text)}: {units.shown(part)} is no CPU or range"
-            )
-        if not low <= high < CPUS_MAX:
-            raise SpecError(
-                f"cannot read linux.resources.cpu.cpus {units.shown(text)}: {units.shown(part)} is not a range"
-            )
-        cpus.update(range(low, high + 1))
-    return tuple(sorted(cpus))
+    try:
+        cpus = units.parse_numbers(text)
+    except ValueError as exc:
+        raise SpecError(f"cannot read linux.resources.cpu.cpus {units.shown(text)}: {exc}") from None
+    if cpus and cpus[-1] >= CPUS_MAX:
+        raise SpecError(f"cannot read linux.resources.cpu.cpus {units.shown(text)}: there is no CPU {cpus[-1]}")
+    return cpus
 
 
 def _host_file(what: str, name: str, host_paths: Sequence[str]) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from runphi_async import units
 from runphi_async.errors import PlanError
 from runphi_async.partition.spec import GuestKind
 
@@ -51,10 +50,12 @@ def decide(spec: GuestSpec, links: Sequence[Link] | None, obstacle: str = "") ->
     :param obstacle: why no network device can be made on this host.
     :raises PlanError: it asks for a network that it cannot have.
     """
-    asked, name = wish(spec)
-    if NET in spec.annotations and name is not None:
+    asked = spec.net is not None and spec.net.wanted
+    if spec.net is not None and spec.net.annotated and spec.net.name is not None:
         if asked:
-            raise PlanError(f"cannot connect the guest to '{name}': only boards have that", f"set {NET} to yes or no")
+            raise PlanError(
+                f"cannot connect the guest to '{spec.net.name}': only boards have that", f"set {NET} to yes or no"
+            )
         return Network(NetMode.NONE, (f"net: none, as {NET} says",))
     if spec.net is not None and not asked:
         return Network(NetMode.NONE, ("net: none, as the container says",))
@@ -88,14 +89,3 @@ def _mac(id: str) -> str:
 def explain_netconf(spec: GuestSpec) -> tuple[str, ...]:
     """Return what the image says of its own settings, which are the guest's own affair."""
     return (f"net: the guest sets itself up by {spec.netconf}",) if spec.netconf else ()
-
-
-def wish(spec: GuestSpec) -> tuple[bool, str | None]:
-    """Return whether the container asks for a network, and for which one by name (None: any)."""
-    if spec.net is None:
-        return False, None
-    try:
-        return units.parse_bool(spec.net), None
-    except ValueError:
-        word = spec.net.strip()
-        return word.lower() != NetMode.NONE, word

@@ -23,24 +23,24 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from runphi_async import units
 from runphi_async.errors import SpecError
-from runphi_async.partition import bootconfig, channels, logplan
-from runphi_async.partition.bootconfig import BootConfig
-from runphi_async.partition.channels import Channel
+from runphi_async.partition import bootconfig, channels, logplan, wishes
+from runphi_async.partition.logplan import LogOrder
 from runphi_async.partition.rules import check_annotation
 from runphi_async.partition.spec import GuestKind
+from runphi_async.partition.wishes import Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from runphi_async.oci.spec import Spec
+    from runphi_async.partition.bootconfig import BootConfig
+    from runphi_async.partition.channels import Channel
 
 PREFIX: Final = "org.runphi."
-#: settings of one backend alone, which checks them itself
-BACKENDS_OWN: Final = ("org.runphi.xen.",)
+#: settings of one backend alone, which decodes them itself; names behind :data:`PREFIX`
+BACKENDS_OWN: Final = ("xen.",)
 HOST: Final = "host:"
 #: what follows is the name of a rule for the console (runphi_async/terminals/watching.py)
 RULE: Final = "rule."
@@ -90,38 +90,32 @@ MAX_VCPUS: Final = 255
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class PartitionRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the container asked for, in its own words: paths are still those of the image."""
+class PartitionRequest(Wishes, frozen=True, omit_defaults=True, kw_only=True):
+    """What the container asked for: paths are still those of the image."""
 
     kind: GuestKind
     #: what asked: "annotation", "environment" or "/boot/config.json"
     source: str
     backend: str | None = None
-    arch: str | None = None
     inmate: str | None = None
     kernel: str | None = None
     ramdisk: str | None = None
     dtb: str | None = None
-    cmdline: str | None = None
-    load_address: int | None = None
+    #: bytes
     memory: int | None = None
-    vcpus: int | None = None
-    machine: str | None = None
-    net: str | None = None
-    netconf: str | None = None
-    rpu: bool = False
-    log: str | None = None
-    colors: str | None = None
-    console_port: str | None = None
-    channels: tuple[Channel, ...] = ()
-    #: the channel that is the console; None = the machine's own
-    console: str | None = None
+    #: None: as the configuration says; empty: nothing is logged
+    log: tuple[LogOrder, ...] | None = None
 
 
-def request(spec: Spec, boot_config: BootConfig | dict[str, Any] | None = None) -> PartitionRequest | None:
+def no_boot_config() -> None:
+    """Return nothing: the image has no ``/boot/config.json``."""
+
+
+def request(spec: Spec, boot_config: Callable[[], BootConfig | None] = no_boot_config) -> PartitionRequest | None:
     """Decide whether the container becomes a partition; None = it belongs to runc.
 
-    :param boot_config: ``/boot/config.json`` of the image, or None when it has none.
+    :param boot_config: returns ``/boot/config.json`` of the image, None when it has none; asked only where that still
+        matters, which spares a look into the rootfs.
     :raises SpecError: when it asks for one in a way that cannot be understood.
     """
     if is_pause(spec.annotations):
@@ -129,27 +123,18 @@ def request(spec: Spec, boot_config: BootConfig | dict[str, Any] | None = None) 
     said = _from_annotations(spec.annotations)
     if said.get("backend") in PASS_THROUGH:
         return None
+    own = _own(spec.annotations)
     layers: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
         ("annotation", lambda: said),
         ("environment", lambda: _from_environment(spec.process.env if spec.process else ())),
-        (bootconfig.BOOT_CONFIG, lambda: _from_boot_config(boot_config)),
+        (bootconfig.BOOT_CONFIG, lambda: _from_boot_config(boot_config())),
     )
     for source, layer in layers:
         found = layer()
         kind = _kind(found)
         if kind is not None:
-            return _build(kind, source, {**found, **said, "channels": _merged(found, said)})
-    return _build(GuestKind.LINUX, "annotation", said) if said else None
-
-
-def wants_boot_config(spec: Spec) -> bool:
-    """Whether ``/boot/config.json`` can still matter: spares a look into the rootfs where it cannot."""
-    if is_pause(spec.annotations):
-        return False
-    said = _from_annotations(spec.annotations)
-    if said.get("backend") in PASS_THROUGH or _kind(said) is not None:
-        return False
-    return _kind(_from_environment(spec.process.env if spec.process else ())) is None
+            return _build(kind, source, {**found, **said, "channels": _merged(found, said), "own": own})
+    return _build(GuestKind.LINUX, "annotation", {**said, "own": own}) if said else None
 
 
 def is_pause(annotations: Mapping[str, str]) -> bool:
@@ -197,9 +182,9 @@ def _from_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
         if not key.startswith(PREFIX):
             continue
         _refuse_controls(key, value)
-        if key.startswith(BACKENDS_OWN):
-            continue
         name = key.removeprefix(PREFIX)
+        if name.startswith(BACKENDS_OWN):
+            continue
         if name.startswith(RULE):  # about the console, and no word on what to boot
             check_annotation(key, value)
             continue
@@ -211,7 +196,16 @@ def _from_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
         parse = _PARSERS.get(name)
         field = name.replace("-", "_")
         said[field] = _parsed(f"annotation {key}", value, parse) if parse else value
-    return {key: value for key, value in said.items() if value not in ("", False)}
+    return {key: value for key, value in said.items() if value not in ("", False, None)}
+
+
+def _own(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of one backend alone, which are no word on what to boot."""
+    return {
+        name: value
+        for key, value in annotations.items()
+        if key.startswith(PREFIX) and (name := key.removeprefix(PREFIX)).startswith(BACKENDS_OWN)
+    }
 
 
 def _refuse_controls(key: str, value: str) -> None:
@@ -238,10 +232,9 @@ def _from_environment(env: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return said
 
 
-def _from_boot_config(raw: BootConfig | dict[str, Any] | None) -> dict[str, Any]:
-    if raw is None:
+def _from_boot_config(config: BootConfig | None) -> dict[str, Any]:
+    if config is None:
         return {}
-    config = raw if isinstance(raw, BootConfig) else bootconfig.convert(raw)
     # with os_var "linux" the original's images name their kernel under "inmate"
     kernel = config.kernel or (config.inmate if config.linux else "")
     inmate = "" if config.linux else config.inmate
@@ -257,7 +250,7 @@ def _from_boot_config(raw: BootConfig | dict[str, Any] | None) -> dict[str, Any]
         "ramdisk": ramdisk,
         "dtb": config.dtb,
         "linux": config.linux and not (kernel or ramdisk),
-        "net": config.net,
+        "net": config.net and wishes.net(config.net),
         "netconf": config.netconf,
         "rpu": config.rpu_req,
     }
@@ -319,9 +312,12 @@ def _vcpus(text: str) -> int:
     return count
 
 
-def _log(text: str) -> str:
-    logplan.parse(text)
-    return text
+def _net(text: str) -> wishes.NetWish | None:
+    return wishes.net(text, annotated=True) if text else None
+
+
+def _colors(text: str) -> tuple[int, ...] | None:
+    return units.parse_numbers(text) if text else None
 
 
 def _memory(text: str) -> int:
@@ -341,7 +337,9 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "load-address": units.parse_int,
     "memory": _memory,
     "vcpus": _vcpus,
-    "log": _log,
+    "log": logplan.parse,
+    "net": _net,
+    "colors": _colors,
     "console": channels.parse_console,
     "rpu": units.parse_bool,
 }

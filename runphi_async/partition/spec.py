@@ -14,6 +14,7 @@ import msgspec
 
 from runphi_async.partition.channels import Channel
 from runphi_async.partition.image import Handed
+from runphi_async.partition.wishes import Wishes
 
 
 class GuestKind(StrEnum):
@@ -82,22 +83,17 @@ class Bind(msgspec.Struct, frozen=True, omit_defaults=True):
     slave: bool = False
 
 
-class GuestSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class GuestSpec(Wishes, frozen=True, omit_defaults=True, kw_only=True):
     """What one container asks of a partition; paths are host paths, already resolved inside the rootfs."""
 
     id: str
     kind: GuestKind
     rootfs: str
-    #: None: the backend reads it from the image's ELF header, or takes the host's
-    arch: str | None = None
     readonly_root: bool = False
     inmate: str | None = None
     kernel: str | None = None
     ramdisk: str | None = None
     dtb: str | None = None
-    cmdline: str | None = None
-    #: where a flat image is loaded; None = the machine's usual place
-    load_address: int | None = None
     #: bytes; None = no limit asked for
     memory_limit: int | None = None
     #: microseconds of CPU a period; None = no limit asked for
@@ -107,20 +103,10 @@ class GuestSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     cpuset: tuple[int, ...] = ()
     #: device nodes the container lists, as the host names them
     devices: tuple[str, ...] = ()
-    #: the network it asks for, in its own words
-    net: str | None = None
-    netconf: str | None = None
     #: its network namespace: a path, "" = one of its own that is yet to be made, None = the host's
     netns: str | None = None
     mounts: tuple[MountSpec, ...] = ()
-    #: it wants a remote processor of the board instead of a CPU
-    rpu: bool = False
     process: ProcessSpec | None = None
-    annotations: dict[str, str] = {}
-    #: named streams beside the console
-    channels: tuple[Channel, ...] = ()
-    #: the channel that is the console
-    console: str | None = None
 
 
 class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):

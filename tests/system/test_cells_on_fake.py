@@ -13,6 +13,7 @@ from runphi_async.board import claims
 from runphi_async.board.claims import Seen
 from runphi_async.config.schema import Config, Jailhouse
 from runphi_async.partition.spec import GuestKind, GuestSpec
+from runphi_async.partition.wishes import NetWish
 from runphi_async.testing.fake_jailhouse import inmates
 from runphi_async.units import MIB
 from tests.unit.fakeboard import FakeBoard
@@ -53,7 +54,7 @@ async def test_planned_cells_live_side_by_side(board: FakeBoard) -> None:
     image.write_bytes(inmates.image("gic-demo"))
     wishes: dict[str, dict[str, Any]] = {
         "plain": {"cmdline": "x=1"},
-        "0123456789abcdef" * 4: {"net": "yes", "memory_limit": 4 * MIB},
+        "0123456789abcdef" * 4: {"net": NetWish(True), "memory_limit": 4 * MIB},
         "zephyr": {"load_address": 0x7000_0000},
     }
     plans = {}

@@ -148,7 +148,7 @@ def running(record: Path, **asked: Any) -> Iterator[Guest]:
 
 IMAGES: dict[str, dict[str, Any]] = {
     "pvh": {"inmate": "demo-x86_64.elf"},
-    "q35": {"inmate": "demo-x86_64.elf", "annotations": {"org.runphi.machine": "q35"}},
+    "q35": {"inmate": "demo-x86_64.elf", "machine": "q35"},
     "multiboot": {"inmate": "demo-x86_64-multiboot.elf"},
     "arm": {"inmate": "demo-aarch64.elf"},
     "arm-flat": {"inmate": "demo-aarch64.bin", "arch": "aarch64"},

@@ -44,10 +44,6 @@ def option(found: PartitionPlan, name: str) -> str:
     return value
 
 
-def annotated(**settings: str) -> dict[str, Any]:
-    return {"annotations": {f"org.runphi.{name}": value for name, value in settings.items()}}
-
-
 LINUX: dict[str, Any] = {
     "kind": GuestKind.LINUX,
     "inmate": None,

@@ -17,6 +17,7 @@ from backends.guest.fdt import Node, Tree, cells, texts, wide
 from backends.jailhouse import examples, tree
 from runphi_async.board import loading
 from runphi_async.errors import PlanError, TreeError
+from runphi_async.partition.wishes import NetWish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,9 +48,9 @@ def dts(data: bytes, folder: Path) -> str:
 def test_a_made_tree_is_one_without_fault(example: examples.Example, board: str, tmp_path: Path) -> None:
     about = loading.load(board)
     port = next((uart.name for uart in about.uart if not uart.shared), "virtual")
-    named = {"org.runphi.console-port": port}
     net = next((slot.name for slot in about.ivshmem if slot.protocol == "veth"), None)
-    plan, data = made(example._replace(board=board), annotations=named, net=net if example is NET else None)
+    wish = NetWish(True, net) if net is not None and example is NET else None
+    plan, data = made(example._replace(board=board), console_port=port, net=wish)
     assert len(data) <= tree.MADE_MAX
     text = dts(data, tmp_path)
     assert text.count('device_type = "cpu"') == len(plan.cell.cpus)

@@ -18,6 +18,7 @@ from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError, PlanError
 from runphi_async.partition.image import ImageFacts, ImageFormat
 from runphi_async.partition.spec import GuestKind, GuestSpec
+from runphi_async.partition.wishes import NetWish
 from runphi_async.testing.fake_jailhouse import board as fake
 from tests.unit.jailhousekit import recorded_bytes
 
@@ -120,12 +121,12 @@ def test_every_name_has_a_number() -> None:
 
 @pytest.mark.parametrize("dialect", [name for name, table in layout.DIALECTS.items() if table.unwritable is None])
 def test_a_plan_can_be_written_for_every_writable_dialect(dialect: str) -> None:
-    plan = msgspec.structs.replace(cell_plan(net="yes"), dialect=dialect, reset_address=0)
+    plan = msgspec.structs.replace(cell_plan(net=NetWish(True)), dialect=dialect, reset_address=0)
     assert codec.decode(cellfile.write(plan), dialect).name == plan.name  # type: ignore[union-attr]
 
 
 def test_what_a_dialect_lacks_is_refused() -> None:
-    colored = cell_plan("kria-kv260", annotations={"org.runphi.colors": "0-3"})
+    colored = cell_plan("kria-kv260", colors=(0, 1, 2, 3))
     with pytest.raises(CellError, match="dialect mainline has no cache colours"):
         cellfile.write(msgspec.structs.replace(colored, dialect="mainline"))
     with pytest.raises(CellError, match="cannot write dialect coloured"):
@@ -159,7 +160,11 @@ def test_planned_cells_go_with_the_recorded_root_cell_and_with_each_other() -> N
     board, root = loading.load("qemu-arm64"), fake.root_config()
     held: list[Held] = []
     cells: list[check.Named] = []
-    for name, asked in (("a", {"net": "yes"}), ("b", {"load_address": 0x7000_0000}), ("c", {"memory_limit": 1 << 26})):
+    for name, asked in (
+        ("a", {"net": NetWish(True)}),
+        ("b", {"load_address": 0x7000_0000}),
+        ("c", {"memory_limit": 1 << 26}),
+    ):
         facts = Facts(board=board, image=ImageFacts(ImageFormat.FLAT, 4096), held=tuple(held))
         spec = GuestSpec(id=name, kind=GuestKind.INMATE, rootfs="/r", inmate="/i", **asked)
         plan = generator.plan(spec, facts)

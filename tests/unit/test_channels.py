@@ -22,6 +22,7 @@ from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import Record
 from runphi_async.terminals import channels as streams
 from tests.unit.qemukit import ARM, LINUX, MULTIBOOT, PVH, option, options, plan
+from tests.unit.wishkit import boot_config
 
 KIB = 1024
 TELEMETRY = Channel("telemetry", 64 * KIB)
@@ -34,7 +35,7 @@ def asked(boot: dict[str, Any] | None = None, /, **annotations: str) -> Partitio
         if boot is None
         else {f"org.runphi.{k}": v for k, v in annotations.items()},
     )
-    found = request(spec, boot)
+    found = request(spec, boot_config(boot))
     assert found is not None
     return found
 
@@ -150,7 +151,7 @@ def test_memory_that_no_limit_counts_is_bounded() -> None:
         (PVH, {}, "microvm,x-option-roms=off,acpi=on,pcie=on"),
         (MULTIBOOT, {}, "microvm,acpi=on,pcie=on"),
         (ARM, {}, "virt"),
-        (PVH, {"annotations": {"org.runphi.machine": "q35"}}, "q35,smm=off,sata=off,usb=off,smbus=off"),
+        (PVH, {"machine": "q35"}, "q35,smm=off,sata=off,usb=off,smbus=off"),
     ],
 )
 def test_a_channel_is_a_device_on_pci(image: Any, more: dict[str, Any], machine: str) -> None:

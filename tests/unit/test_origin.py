@@ -74,7 +74,7 @@ def test_what_an_image_may_set(tmp_path: Path) -> None:
     manifest = named(inmate="/boot/x", cmdline="a", machine="q35", load_address="0x40200000")
     found = Storage(tmp_path, manifest, named(memory="64M", vcpus="2", log="none")).read()
     assert found is not None
-    assert (found.inmate, found.memory, found.vcpus, found.log) == ("/boot/x", 64 << 20, 2, "none")
+    assert (found.inmate, found.memory, found.vcpus, found.log) == ("/boot/x", 64 << 20, 2, ())
 
 
 def test_the_callers_word_is_the_callers(tmp_path: Path) -> None:

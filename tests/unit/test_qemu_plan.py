@@ -18,6 +18,7 @@ from runphi_async.host.nic import Link
 from runphi_async.partition import conf
 from runphi_async.partition.image import Handed, ImageFacts, Segment
 from runphi_async.partition.spec import GuestKind, PartitionPlan
+from runphi_async.partition.wishes import NetWish
 from runphi_async.units import MIB
 from tests.unit.qemukit import (
     ARM,
@@ -28,11 +29,11 @@ from tests.unit.qemukit import (
     LINUX,
     MULTIBOOT,
     PVH,
-    annotated,
     option,
     options,
     plan,
 )
+from tests.unit.wishkit import annotated
 
 # Section: what is the same for all
 
@@ -147,8 +148,8 @@ def test_an_interface_may_come_later() -> None:
     ("asked", "links", "obstacle", "sentence"),
     [
         ({}, None, "", "net: none, as the container uses the host's, and a guest cannot"),
-        ({"net": "no", **annotated(net="no")}, (ETH0,), "", "net: none, as the container says"),
-        ({"net": "none", **annotated(net="none")}, (ETH0,), "", "net: none, as org.runphi.net says"),
+        (annotated(net="no"), (ETH0,), "", "net: none, as the container says"),
+        (annotated(net="none"), (ETH0,), "", "net: none, as org.runphi.net says"),
         ({}, (), "there is no /dev/net/tun", "net: none, as there is no /dev/net/tun"),
     ],
 )
@@ -166,10 +167,10 @@ def test_a_linux_guest_without_a_network(
 @pytest.mark.parametrize(
     ("asked", "links", "obstacle", "text"),
     [
-        ({"net": "yes"}, None, "", "the container uses the host's.*; give the container a network namespace"),
-        ({"net": "shm1", **annotated(net="shm1")}, (ETH0,), "", "to 'shm1': only boards have that"),
+        ({"net": NetWish(True)}, None, "", "the container uses the host's.*; give the container a network namespace"),
+        (annotated(net="shm1"), (ETH0,), "", "to 'shm1': only boards have that"),
         ({}, (ETH0,), "there is no tun", "a network: there is no tun; org.runphi.net=no"),
-        ({"net": "yes"}, (), "there is no tun", "a network: there is no tun"),
+        ({"net": NetWish(True)}, (), "there is no tun", "a network: there is no tun"),
     ],
 )
 def test_a_network_that_cannot_be_had(
@@ -184,13 +185,13 @@ def test_an_inmate_gets_a_network_when_it_asks() -> None:
     facts = msgspec.structs.replace(FACTS, links=(ETH0, ETH1))
     assert option(plan(facts=facts, netns="/n"), "-nic") == "none"
     # the name is a board's: elsewhere any network will do
-    for image, asked in ((PVH, "yes"), (ARM, "shm1")):
+    for image, asked in ((PVH, NetWish(True)), (ARM, NetWish(True, "shm1"))):
         found = plan(image, facts, netns="/n", net=asked, netconf="10.0.0.2")
         assert option(found, "-netdev") == "tap,id=net0,fd=10,vhost=off"
         assert f"virtio-net-device,netdev=net0,mac={ETH0.mac}" in options(found, "-device")
         assert option(found, "-global") == "virtio-mmio.force-legacy=false"
         assert "net: the guest sets itself up by 10.0.0.2" in found.explain
-    kernel = plan(BZIMAGE, facts, kind=GuestKind.KERNEL, inmate=None, kernel="/r/k", netns="/n", net="yes")
+    kernel = plan(BZIMAGE, facts, kind=GuestKind.KERNEL, inmate=None, kernel="/r/k", netns="/n", net=NetWish(True))
     assert f"virtio-net-pci,netdev=net0,mac={ETH0.mac},romfile=" in options(kernel, "-device")
 
 

@@ -16,8 +16,10 @@ from runphi_async.errors import SpecError
 from runphi_async.oci import spec as oci
 from runphi_async.partition import bootconfig
 from runphi_async.partition.guest import guest_spec, parse_cpuset
-from runphi_async.partition.request import ANNOTATIONS, PartitionRequest, request, wants_boot_config
+from runphi_async.partition.request import ANNOTATIONS, PartitionRequest, request
 from runphi_async.partition.spec import GuestKind, ProcessSpec
+from runphi_async.partition.wishes import NetWish
+from tests.unit.wishkit import boot_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +82,7 @@ def test_who_asks(
     kind: GuestKind | None,
     source: str | None,
 ) -> None:
-    found = request(make(env, annotations), boot)
+    found = request(make(env, annotations), boot_config(boot))
     if kind is None:
         assert found is None
     else:
@@ -97,7 +99,7 @@ def test_details_come_from_annotations_and_the_deciding_layer_only() -> None:
         ("INMATE=/env.elf",),
         runphi(cmdline="a=1", memory="64MiB", vcpus="2", arch="arm64", load_address="0x40200000", backend="qemu"),
     )
-    found = request(spec, {"kernel": "/boot/k", "starting_vaddress": "0x1000"})
+    found = request(spec, boot_config({"kernel": "/boot/k", "starting_vaddress": "0x1000"}))
     assert found == PartitionRequest(
         kind=INMATE,
         source="environment",
@@ -123,10 +125,10 @@ def test_boot_config_of_the_original() -> None:
         "rpu_req": True,
         "memory": 1024,
     }
-    found = request(make(), raw)
+    found = request(make(), boot_config(raw))
     assert found is not None
     assert (found.kernel, found.ramdisk, found.dtb) == ("/boot/Image", "/boot/rootfs.cpio.gz", "/boot/a.dtb")
-    assert (found.inmate, found.load_address, found.net, found.rpu) == (None, 0x1000, "no", True)
+    assert (found.inmate, found.load_address, found.net, found.rpu) == (None, 0x1000, NetWish(False), True)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_what_cannot_be_understood(
     env: tuple[str, ...], annotations: dict[str, str], boot: dict[str, Any] | None, text: str
 ) -> None:
     with pytest.raises(SpecError, match=text):
-        request(make(env, annotations), boot)
+        request(make(env, annotations), boot_config(boot))
 
 
 def test_boot_config_bytes() -> None:
@@ -165,11 +167,18 @@ def test_boot_config_bytes() -> None:
 
 
 def test_boot_config_is_looked_at_only_when_it_matters() -> None:
-    assert wants_boot_config(make())
-    assert wants_boot_config(make(annotations=runphi(vcpus="1")))
-    assert not wants_boot_config(make(("INMATE=/i",)))
-    assert not wants_boot_config(make(annotations=runphi(backend="runc")))
-    assert not wants_boot_config(make(annotations={"io.kubernetes.cri.container-type": "sandbox"}))
+    looks: list[int] = []
+
+    def looked(spec: oci.Spec) -> bool:
+        looks.clear()
+        request(spec, lambda: looks.append(1))
+        return bool(looks)
+
+    assert looked(make())
+    assert looked(make(annotations=runphi(vcpus="1")))
+    assert not looked(make(("INMATE=/i",)))
+    assert not looked(make(annotations=runphi(backend="runc")))
+    assert not looked(make(annotations={"io.kubernetes.cri.container-type": "sandbox"}))
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
@@ -267,7 +276,7 @@ def test_guest_spec_carries_everything(bundle: Path) -> None:
         (0, 1),
     )
     assert guest.readonly_root
-    assert guest.annotations["org.runphi.vcpus"] == "3"
+    assert guest.vcpus == 3
     assert isinstance(guest.process, ProcessSpec)
     assert (guest.process.rows, guest.process.cols, guest.process.umask) == (24, 80, 18)
     assert (guest.process.additional_gids, guest.process.hostname) == ((3,), "box")

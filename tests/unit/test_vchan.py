@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from backends.xen import comm as xen_comm
+from backends.xen.wishes import XenWishes
 from consoles.errors import SourceError
 from consoles.sharedmem import vchan
 from consoles.sharedmem.vchan import Library
@@ -270,8 +271,8 @@ def spec(name: str = "telemetry", console: str | None = None) -> GuestSpec:
 def test_only_xen_has_it() -> None:
     with pytest.raises(PlanError, match="cannot make channel telemetry: only a guest on Xen can serve a vchan"):
         comm.refuse_vchan(spec())
-    xen_comm.check(spec(), FACTS)
-    xen_comm.check(spec("a" * vchan.NAME_MAX), FACTS)
+    xen_comm.choose(spec(), XenWishes(), FACTS)
+    xen_comm.choose(spec("a" * vchan.NAME_MAX), XenWishes(), FACTS)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +285,4 @@ def test_only_xen_has_it() -> None:
 )
 def test_what_xen_cannot_have_is_refused(wanted: GuestSpec, no_vchan: str, said: str) -> None:
     with pytest.raises(PlanError, match=said):
-        xen_comm.check(wanted, msgspec.structs.replace(FACTS, no_vchan=no_vchan))
+        xen_comm.choose(wanted, XenWishes(), msgspec.structs.replace(FACTS, no_vchan=no_vchan))

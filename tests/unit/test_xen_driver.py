@@ -30,6 +30,7 @@ from runphi_async.testing.life import PATIENCE, Life, not_thought_of
 from runphi_async.testing.xen import FakeXen
 from tests.unit.consolekit import until
 from tests.unit.imagekit import pvh_image
+from tests.unit.wishkit import annotated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -296,7 +297,7 @@ async def made_linux(xen: FakeXen, tmp_path: Path, inmate: str) -> Life:
             kind=GuestKind.LINUX,
             rootfs=str(tmp_path / "rootfs"),
             process=ProcessSpec(args=("sh",)),
-            annotations={"org.runphi.xen.rootfs": "ramdisk", "org.runphi.machine": "pvh"},
+            **annotated({"rootfs": "ramdisk"}, machine="pvh"),
         )
     )
     return life
@@ -324,7 +325,7 @@ async def test_a_linux_guest_and_its_control_lines(xen: FakeXen, tmp_path: Path,
     life = Life(backend_of(xen, tmp_path, kernel=inmate, initrd=str(tmp_path / "initrd")), tmp_path)
     spec = GuestSpec(
         id="l1", kind=GuestKind.LINUX, rootfs=str(rootfs), process=ProcessSpec(args=("sh",)),
-        annotations={"org.runphi.xen.rootfs": how, "org.runphi.machine": "pvh"},
+        **annotated({"rootfs": how}, machine="pvh"),
     )  # fmt: skip
     await life.create(spec)
     settings = (tmp_path / "xl.cfg").read_text()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from backends.xen import generator, xlcfg
 from backends.xen import plan as planner
-from backends.xen import xlcfg
+from backends.xen import wishes as own
 from backends.xen.machine import HostFacts, Pool
 from backends.xen.states import parse_pools
 from runphi_async.config.schema import Xen
@@ -19,6 +20,7 @@ from runphi_async.partition.channels import Channel
 from runphi_async.partition.image import ImageFacts, ImageFormat
 from runphi_async.partition.spec import GuestKind, GuestSpec, MountSpec, ProcessSpec
 from runphi_async.units import MIB
+from tests.unit.wishkit import annotated
 from tests.unit.xenkit import FACTS, IMAGE
 
 if TYPE_CHECKING:
@@ -29,17 +31,19 @@ CONFIG = Xen(bridges=("xenbr0",), devices=("/srv", "0000:03:00.0", "/dev/vg/data
 
 def plan(facts: HostFacts = FACTS, /, **wishes: str) -> XenPlan:
     """Plan the demo inmate with annotations ``org.runphi.xen.*``; those with two underscores are the common ones."""
-    asked = {f"org.runphi.xen.{name.replace('_', '-')}": value for name, value in wishes.items() if name[:2] != "__"}
-    asked |= {f"org.runphi.{name[2:]}": value for name, value in wishes.items() if name[:2] == "__"}
-    spec = GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs="/r", inmate="/r/i", annotations=asked)
-    return planner.plan(spec, facts, CONFIG, pv_note=True)
+    common = {name[2:]: value for name, value in wishes.items() if name[:2] == "__"}
+    asked = annotated({name: value for name, value in wishes.items() if name[:2] != "__"}, **common)
+    return planned(GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs="/r", inmate="/r/i", **asked), facts)
+
+
+def planned(spec: GuestSpec, facts: HostFacts = FACTS, *, pv_note: bool = True) -> XenPlan:
+    return generator.plan(spec, own.read(spec.own), facts, CONFIG, pv_note=pv_note)
 
 
 def limited(quota: int, **wishes: str) -> XenPlan:
-    asked = {f"org.runphi.xen.{name}": value for name, value in wishes.items()}
-    spec = GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs="/r", inmate="/r/i", annotations=asked,
+    spec = GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs="/r", inmate="/r/i", **annotated(wishes),
                      cpu_quota=quota, cpu_period=100_000)  # fmt: skip
-    return planner.plan(spec, FACTS, CONFIG, pv_note=True)
+    return planned(spec)
 
 
 def config(found: XenPlan) -> list[str]:
@@ -184,7 +188,7 @@ def test_what_cannot_be_had_is_refused(wishes: dict[str, str], said: str) -> Non
 def test_a_ring_in_shared_memory_is_refused_with_the_reason() -> None:
     spec = GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs="/r", inmate="/r/i", channels=(Channel("ring", 65536),))
     with pytest.raises(PlanError, match="cannot make channel ring: xl shares no memory of dom0 with a guest"):
-        planner.plan(spec, FACTS, CONFIG, pv_note=True)
+        planned(spec)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +205,8 @@ def test_memory_that_dom0_has_is_not_there_for_guests() -> None:
 
 def kernel(image: ImageFacts, machine: str) -> XenPlan:
     spec = GuestSpec(id="c1", kind=GuestKind.KERNEL, rootfs="/r", kernel="/r/vmlinuz",
-                     annotations={"org.runphi.machine": machine})  # fmt: skip
-    return planner.plan(spec, msgspec.structs.replace(FACTS, image=image), CONFIG, pv_note=False)
+                     machine=machine)  # fmt: skip
+    return planned(spec, msgspec.structs.replace(FACTS, image=image), pv_note=False)
 
 
 def test_hvm_guests_are_kernels_that_a_device_model_can_start() -> None:
@@ -219,9 +223,9 @@ def test_static_memory_where_xl_knows_it() -> None:
 
 def test_pins_lie_in_the_pool() -> None:
     spec = GuestSpec(id="c1", kind=GuestKind.INMATE, rootfs="/r", inmate="/r/i", cpuset=(1, 3),
-                     annotations={"org.runphi.xen.pool": "still"})  # fmt: skip
+                     **annotated({"pool": "still"}))  # fmt: skip
     with pytest.raises(PlanError, match=r"cannot pin to CPU 1: cpupool still has CPU 3"):
-        planner.plan(spec, FACTS, CONFIG, pv_note=True)
+        planned(spec)
 
 
 def test_a_path_too_long_for_a_socket_is_refused_before_xl_is() -> None:
@@ -263,7 +267,7 @@ def linux(facts: HostFacts, **more: Any) -> XenPlan:
         process=ProcessSpec(args=("/bin/sh",)), **more,
     )  # fmt: skip
     facts = msgspec.structs.replace(facts, initrd=b"070701")
-    return planner.plan(spec, facts, CONFIG, pv_note=True)
+    return planned(spec, facts)
 
 
 def test_a_linux_guest_gets_an_interface_for_each_of_its_container() -> None:
@@ -278,7 +282,7 @@ def test_a_linux_guest_gets_an_interface_for_each_of_its_container() -> None:
 
 def test_a_card_on_a_bridge_excludes_the_containers_interfaces() -> None:
     facts = msgspec.structs.replace(FACTS, links=(ETH0,), no_vifs="not asked for")
-    found = linux(facts, annotations={"org.runphi.xen.vif": "bridge=xenbr0"})
+    found = linux(facts, **annotated({"vif": "bridge=xenbr0"}))
     assert 'vif = [ "bridge=xenbr0" ]' in config(found)
     assert (found.netns, found.macs) == (None, ())
     assert b"net=1" not in found.initrd
@@ -289,7 +293,7 @@ def test_a_dom0_that_can_make_no_cards() -> None:
     facts = msgspec.structs.replace(FACTS, links=(ETH0,), no_vifs="modprobe xen-netback")
     with pytest.raises(PlanError, match="cannot give the guest a network: modprobe xen-netback"):
         linux(facts)
-    for found in (linux(facts, net="no"), linux(msgspec.structs.replace(facts, links=()))):
+    for found in (linux(facts, **annotated(net="no")), linux(msgspec.structs.replace(facts, links=()))):
         assert "vif = []" in config(found)
         assert found.macs == ()
 
