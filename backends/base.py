@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -205,8 +205,15 @@ class HearsBell(Protocol):
         ...
 
 
+#: Seconds that a guest may take to follow a request, where its backend's configuration does not say.
+STOP_SECONDS: Final = 10.0
+
+
 class Abilities(NamedTuple):
-    """What one guest can do beyond living and ending, and who does it; None: it cannot."""
+    """What one guest can do beyond living and ending, and who does it; None: it cannot.
+
+    :ivar patience: seconds that it may take to end when it is asked to, or to take a signal; then it is destroyed.
+    """
 
     signals: Signals | None = None
     stops: Stops | None = None
@@ -214,6 +221,7 @@ class Abilities(NamedTuple):
     takes_eof: TakesEof | None = None
     breaks: Breaks | None = None
     hears_bell: HearsBell | None = None
+    patience: float = STOP_SECONDS
 
 
 class Driver(Protocol):
@@ -223,6 +231,8 @@ class Driver(Protocol):
     command: tuple[str, ...]
     #: a second command, which the init stub starts once, when it is told to; empty: there is none
     again: tuple[str, ...]
+    #: memory of the command itself, which the container's limit is not meant for
+    overhead_bytes: int
 
     @property
     def network(self) -> str:

@@ -80,6 +80,7 @@ class CellDriver:
     def __init__(self, machine: Machine, memory: Memory, directory: str, plan: JailhousePlan | None = None) -> None:
         self.command: tuple[str, ...] = ()
         self.again: tuple[str, ...] = ()
+        self.overhead_bytes = 0
         self._machine = machine
         self._tool = machine.tool
         self._cell = memory.cell

@@ -80,6 +80,8 @@ class QemuDriver:
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
         self.again: tuple[str, ...] = plan.again if plan is not None else ()
+        self.overhead_bytes = int(config.overhead_bytes)
+        self._patience = config.stop_seconds
         self.share = virtiofs.Server(config.virtiofsd, directory) if memory.share or (plan and plan.virtiofs) else None
         self.nics = Taps(directory) if memory.net else None
         self._tasks = OwnedTasks(self._broke)
@@ -107,10 +109,12 @@ class QemuDriver:
         """A Linux guest has our init, a kernel of the container's a power button; a virtio port has no breaks."""
         match self.memory.kind:
             case GuestKind.LINUX:
-                return Abilities(signals=self._signals, resizes=self._init, takes_eof=self._init, hears_bell=self)
+                able = Abilities(signals=self._signals, resizes=self._init, takes_eof=self._init, hears_bell=self)
             case GuestKind.KERNEL:
-                return Abilities(stops=self, breaks=self, hears_bell=self)
-        return Abilities(breaks=self, hears_bell=self)
+                able = Abilities(stops=self, breaks=self, hears_bell=self)
+            case GuestKind.INMATE:
+                able = Abilities(breaks=self, hears_bell=self)
+        return able._replace(patience=self._patience)
 
     # Section: making it
 

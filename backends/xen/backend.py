@@ -123,7 +123,7 @@ class XenBackend:
         return Memory(kind=plan.kind, disk_dir=plan.disk_dir, net=bool(plan.macs))
 
     def _tools(self) -> Tools:
-        return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds)
+        return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds, self._config.stop_seconds)
 
 
 def backend(config: Config, run_dir: str) -> XenBackend:

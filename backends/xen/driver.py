@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -80,17 +80,18 @@ class State(msgspec.Struct, omit_defaults=True):
 _states = msgspec.json.Decoder(State)
 
 
-class Tools:
+class Tools(NamedTuple):
     """What all drivers share.
 
-    :param connect: makes a connection to xenstored.
-    :param quiet: seconds of silence after which a console of an ended domain counts as drained.
+    :ivar connect: makes a connection to xenstored.
+    :ivar quiet: seconds of silence after which a console of an ended domain counts as drained.
+    :ivar patience: seconds that a domain may take to end when it is asked to.
     """
 
-    def __init__(self, hypervisor: Hypervisor, connect: Callable[[], Awaitable[XenStore]], quiet: float) -> None:
-        self.hypervisor = hypervisor
-        self.connect = connect
-        self.quiet = quiet
+    hypervisor: Hypervisor
+    connect: Callable[[], Awaitable[XenStore]]
+    quiet: float
+    patience: float
 
 
 class XenDriver:
@@ -99,6 +100,7 @@ class XenDriver:
     def __init__(self, memory: Memory, directory: str, tools: Tools, plan: XenPlan | None = None) -> None:
         self.command: tuple[str, ...] = ()
         self.again: tuple[str, ...] = ()
+        self.overhead_bytes = 0
         self._memory = memory
         self._directory = directory
         self._tools = tools
@@ -122,8 +124,10 @@ class XenDriver:
     def abilities(self) -> Abilities:
         """A Linux guest has our init, and any may listen in XenStore; a PV console has no breaks."""
         if self._memory.kind is GuestKind.LINUX:
-            return Abilities(signals=self._init, stops=self, resizes=self._init, takes_eof=self._init)
-        return Abilities(stops=self)
+            able = Abilities(signals=self._init, stops=self, resizes=self._init, takes_eof=self._init)
+        else:
+            able = Abilities(stops=self)
+        return able._replace(patience=self._tools.patience)
 
     # Section: making it
 

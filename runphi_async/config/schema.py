@@ -302,6 +302,9 @@ class Xen(Section, frozen=True):
         msgspec.Meta(ge=0.01),
         _doc("Silence after which the console of a domain that ended is taken to be complete."),
     ] = 0.1
+    stop_seconds: Annotated[
+        float, msgspec.Meta(ge=0), _doc("How long a guest asked to stop may take before it is destroyed.")
+    ] = 10.0
     memory_default: MemoryDefault = MemoryDefault()
     memory_minimum: MemoryMinimum = MemoryMinimum()
 

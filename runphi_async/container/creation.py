@@ -102,7 +102,7 @@ class Creation:
         planned, driver = await self._claim_machine(container, planned)
         await self._write(container, planned)
         await self._prepare(driver)
-        group = Group(container, driver, self._asked.spec, self._shared.config.qemu.overhead_bytes)
+        group = Group(container, driver, self._asked.spec, driver.overhead_bytes)
         lifeline = spawning.open_lifeline(container.record, self._asked.spec.process, self._spawner)
         try:
             assembly = await self._assemble(container, driver, lifeline)

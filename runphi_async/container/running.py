@@ -55,7 +55,7 @@ class Running:
         self._clock = container.shared.clock
         self._awaited = False
         self._tasks = Bulkhead(tasks, self.crashed)
-        seconds = container.shared.config.qemu.stop_seconds
+        seconds = self.driver.abilities.patience
         self._stopping = Stopping(container.record.name, seconds, self.destroy, self.ended, self._clock)
         self._actions: dict[Action, Callable[[int], Awaitable[None]]] = {
             Action.BOOT: self._boot,

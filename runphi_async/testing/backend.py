@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from backends.base import Abilities, Capabilities, Evidence, Finding, Inheritance, Level, Told, Verdict
+from backends.base import (
+    STOP_SECONDS,
+    Abilities,
+    Capabilities,
+    Evidence,
+    Finding,
+    Inheritance,
+    Level,
+    Told,
+    Verdict,
+)
 from backends.ending import Ending
 from backends.files import write_files
 from consoles.sources.link import Link, Returning
@@ -43,6 +53,8 @@ if TYPE_CHECKING:
 
 #: Seconds the script may take to say that it has started.
 PATIENCE: Final = 20.0
+#: What a shell takes.
+OVERHEAD: Final = 16 << 20
 _FIFOS: Final = ("go", "ev.out")
 
 #: The guest. FIFOs are opened for both directions, so that nobody's death is an end of file.
@@ -104,10 +116,14 @@ class FifoPair(Returning):
 class FakeDriver:
     """Drives one script; see ``backends.base.Driver``."""
 
-    def __init__(self, directory: str, plan: PartitionPlan | None = None, source_console: bool = False) -> None:
+    def __init__(
+        self, directory: str, plan: PartitionPlan | None, memory: Memory, patience: float = STOP_SECONDS
+    ) -> None:
         self.command: tuple[str, ...] = plan.argv if plan is not None else ()
         self.again: tuple[str, ...] = ()
-        self._source_console = source_console
+        self.overhead_bytes = OVERHEAD
+        self._source_console = memory.source_console
+        self._patience = patience
         self._plan = plan
         self._directory = directory
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -124,7 +140,7 @@ class FakeDriver:
     @property
     def abilities(self) -> Abilities:
         """A script plays a machine: it knows no signals and has no UART, but a power button."""
-        return Abilities(stops=self, resizes=self, takes_eof=self, hears_bell=self)
+        return Abilities(stops=self, resizes=self, takes_eof=self, hears_bell=self, patience=self._patience)
 
     async def prepare(self) -> None:
         """Write the script and make the FIFOs."""
@@ -279,6 +295,9 @@ class FakeBackend:
 
     name = "fake"
 
+    def __init__(self, patience: float = STOP_SECONDS) -> None:
+        self._patience = patience
+
     async def probe(self) -> Capabilities:
         """Return that it works."""
         return Capabilities("a shell script that plays a guest", ("x86_64", "aarch64"))
@@ -306,7 +325,7 @@ class FakeBackend:
 
     def driver(self, plan: PartitionPlan, directory: str) -> FakeDriver:
         """Return the driver of a new guest."""
-        return FakeDriver(directory, plan, _source_console(plan))
+        return FakeDriver(directory, plan, Memory(_source_console(plan)), self._patience)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
@@ -314,7 +333,7 @@ class FakeBackend:
 
     def recall(self, plan: msgspec.Raw, directory: str) -> FakeDriver:
         """Return the driver of an older guest."""
-        return FakeDriver(directory, None, msgspec.json.decode(plan, type=Memory).source_console)
+        return FakeDriver(directory, None, msgspec.json.decode(plan, type=Memory), self._patience)
 
 
 def _source_console(plan: PartitionPlan) -> bool:
@@ -323,4 +342,4 @@ def _source_console(plan: PartitionPlan) -> bool:
 
 def backend(config: Config, run_dir: str) -> FakeBackend:
     """Return the backend; called by ``backends.detect``."""
-    return FakeBackend()
+    return FakeBackend(config.qemu.stop_seconds)

@@ -28,7 +28,7 @@ from runphi_async.host.files import boot_id
 from runphi_async.lifeline import stub
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import MADE, STATE, VERSION, Record, Store
-from runphi_async.testing.backend import FakeBackend, FakeDriver
+from runphi_async.testing.backend import FakeBackend, FakeDriver, Memory
 from tests.unit.clikit import answer
 from tests.unit.containerkit import house
 
@@ -224,7 +224,7 @@ async def test_a_guest_that_does_not_answer_keeps_no_other_waiting(
             return await super().adopt(told)
 
         def __init__(self, directory: str) -> None:
-            super().__init__(directory)
+            super().__init__(directory, None, Memory())
             self.directory = directory
 
     monkeypatch.setattr(FakeBackend, "recall", lambda self, plan, directory: Stuck(directory))
