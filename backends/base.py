@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from backends.lines import Line
     from consoles.sources.base import Source
+    from runphi_async.config.section import BackendSection
     from runphi_async.events import AnyEvent
     from runphi_async.lifeline.stub import Fd
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
@@ -28,6 +29,23 @@ class Capabilities(NamedTuple):
 
     summary: str
     arches: tuple[str, ...]
+
+
+class Brings(NamedTuple):
+    """What a backend brings beside itself; it is known without loading the backend, and stands in its ``settings.py``.
+
+    :ivar section: its table of the configuration file, which goes by the backend's name.
+    :ivar environment: variables that stand for a key of that table where the file does not name it.
+    :ivar ledger: file of the run directory with what it has given away; "": its hypervisor has an allocator.
+    :ivar looks_ahead: it is to be loaded when a supervisor starts, to find out what takes time.
+    :ivar verbs: verbs of ours that are about this backend.
+    """
+
+    section: type[BackendSection] | None = None
+    environment: Mapping[str, str] = MappingProxyType({})
+    ledger: str = ""
+    looks_ahead: bool = False
+    verbs: tuple[str, ...] = ()
 
 
 class Level(StrEnum):
@@ -366,6 +384,19 @@ class Backend(Planner, Protocol):
 
     def recall(self, plan: msgspec.Raw, directory: str) -> Driver:
         """Return the driver of a guest that an earlier supervisor made."""
+        ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A backend whose guests are parts of a board, which it can draw."""
+
+    async def draw(self, board: str, *, svg: bool) -> str:
+        """Return a picture of who has what.
+
+        :param board: another board than the configured one, drawn empty; "": the configured one.
+        :raises ConfigError: there is no such board.
+        """
         ...
 
 

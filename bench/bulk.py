@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Final
 
+from backends.configured import load
 from bench.measure import BenchError
 from bench.table import Row
 from consoles.streams.fifo import FifoSource, open_fifo
@@ -17,7 +18,6 @@ from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks import logfile
 from consoles.streams.sinks.stdio import StdioSink
-from runphi_async.config.loading import load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,6 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from backends.configured import load
 from bench.measure import BenchError
 from bench.table import Row
 from consoles.streams.fifo import FifoSource, open_fifo
@@ -21,7 +22,6 @@ from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
 from consoles.streams.sinks import logfile
 from runphi_async.aio import allocator
-from runphi_async.config.loading import load
 
 if TYPE_CHECKING:
     import resource

@@ -15,6 +15,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Final
 
+from backends.configured import load
 from bench.engine import BLOCK, Terminal
 from bench.measure import BenchError
 from bench.place import await_end
@@ -22,7 +23,6 @@ from bench.table import Row
 from consoles.streams.fifo import FifoSource, open_fifo
 from consoles.streams.hub import Hub
 from consoles.streams.journal import Journal
-from runphi_async.config.loading import load
 from runphi_async.wire.outgoing import Outgoing, Outlet
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from backends.jailhouse import cellfile, check, codec, firmware, machinefacts, model
+from backends.jailhouse import firmware, machinefacts
 from backends.jailhouse.plan import Virtual
 from backends.jailhouse.tool import PATH, Places, Tool
 from backends.jailhouse.virtual import VirtualConsole
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from backends.base import HypervisorLog
     from backends.jailhouse.plan import CellPlan
+    from backends.jailhouse.settings import Jailhouse
     from backends.jailhouse.sysfs import View
     from backends.lines import Line
     from runphi_async.board.claims import Held
     from runphi_async.board.ledger import Ledger
-    from runphi_async.config.schema import Jailhouse
 
 log = logging.getLogger(__name__)
 
@@ -77,34 +77,19 @@ class Machine:
     def _mute(self) -> set[str]:
         return {plan.name for plan in self.cells.values() if plan.virtual_console is Virtual.NO}
 
-    def beside(self, name: str, cell: CellPlan, view: View) -> tuple[model.System | None, list[check.Named]]:
-        """Return what a new cell is to be checked against: the system configuration and all other cells (blocks).
+    async def enabled(self, root_cell: str) -> View:
+        """Return what sysfs shows of an enabled hypervisor whose root cell is this one.
 
-        :param name: of its record.
-        :raises BackendError: the system configuration is that of another board.
+        :raises BackendError: it is not enabled, or for another board.
         """
-        root, system = view.root, self._system()
-        if system is not None and root is not None and system.root_cell.name != root.name:
+        view = await self.tool.enabled()
+        if view.root is not None and view.root.name != root_cell:
             raise BackendError(
-                f"cannot make cell '{cell.name}': the root cell here is '{root.name}', and jailhouse.system_config is "
-                f"that of '{system.root_cell.name}'",
-                "name the file that the hypervisor was enabled with",
+                f"cannot use Jailhouse: the root cell here is '{view.root.name}', and the board file is for "
+                f"'{root_cell}'",
+                "set jailhouse.board to the file of this board, or make one: runphi board from-sysconfig FILE",
             )
-        others = {other: plan for other, plan in self.cells.items() if other != name}
-        return system, [check.Named(f"'{other}'", cellfile.config(plan)) for other, plan in others.items()]
-
-    def _system(self) -> model.System | None:
-        path = self.settings.system_config
-        if not path:
-            return None
-        try:
-            with open(path, "rb") as file:
-                config = codec.decode(file.read())
-        except OSError as exc:
-            raise BackendError(f"cannot read jailhouse.system_config {path}: {exc.strerror}") from exc
-        if not isinstance(config, model.System):
-            raise BackendError(f"cannot use jailhouse.system_config {path}: it is the configuration of a cell")
-        return config
+        return view
 
     def odd(self, held: Sequence[Held], view: View) -> list[Discrepancy]:
         """Return where the ledger and the hypervisor disagree, and whose cells nobody answers for any more."""
@@ -147,8 +132,3 @@ class Machine:
 def program(settings: Jailhouse) -> str:
     """Return the path of the tool, "" when there is none."""
     return shutil.which(settings.tool, path=f"{os.environ.get('PATH', '')}:{PATH}") or ""
-
-
-def owner_of(directory: str) -> str:
-    """Return under which name a record claims."""
-    return os.path.basename(os.path.normpath(directory))

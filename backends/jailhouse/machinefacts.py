@@ -20,8 +20,8 @@ from runphi_async.board.ranges import Range
 from runphi_async.errors import CellError
 
 if TYPE_CHECKING:
+    from backends.jailhouse.settings import Jailhouse
     from backends.jailhouse.sysfs import View
-    from runphi_async.config.schema import Jailhouse
 
 #: Where the kernel looks for firmware, RELEASE standing for its own. Source: drivers/base/firmware_loader/main.c.
 _FIRMWARE: Final = (

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -201,6 +201,10 @@ class JailhousePlan(PartitionPlan, frozen=True, omit_defaults=True, kw_only=True
     claims: tuple[Claim, ...] = ()
     initrd: str = ""
     conf_init: bytes = b""
+
+    def kept(self) -> Self:
+        """Return what stays of it in the record: init's settings lie in its RAM disk by then."""
+        return msgspec.structs.replace(super().kept(), conf_init=b"")
 
     def conf(self) -> tuple[str, ...]:
         """Return the cell in readable lines."""

@@ -1,30 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planning cells on this machine: gathers the board, the ledger and the image's facts, and decides.
-
-The only part of the generator that touches files; it changes none of them.
-"""
+"""Planning cells on this machine: the board, the ledger, the cells that are there, and the decision."""
 
 from __future__ import annotations
 
 import os
-import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
-from backends.guest import elf, fdt
-from backends.guest import rootfs as archive
-from backends.jailhouse import boot, generator
-from backends.jailhouse.desk import Facts
-from runphi_async import regular
-from runphi_async.board import iomem, loading, ranges
+from backends.jailhouse import gathering, generator
+from backends.jailhouse.gathering import SYSFS
+from backends.jailhouse.settings import Jailhouse
+from runphi_async.board import iomem
 from runphi_async.board.claims import Seen, strangers
 from runphi_async.board.ledger import FILE, Decision, Ledger
-from runphi_async.errors import ConfigError, PlanError, TreeError
+from runphi_async.errors import PlanError
 from runphi_async.host.files import boot_id
-from runphi_async.partition.image import ImageFormat
-from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +24,8 @@ if TYPE_CHECKING:
     from backends.jailhouse.plan import JailhousePlan
     from runphi_async.board.board import Board
     from runphi_async.board.claims import Held
-    from runphi_async.board.ranges import Range
-    from runphi_async.config.schema import Config, Jailhouse
+    from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec
-
-#: where the driver shows the hypervisor and its cells
-SYSFS: Final = "/sys/devices/jailhouse"
 
 
 class JailhousePlanner:
@@ -46,7 +34,7 @@ class JailhousePlanner:
     name = "jailhouse"
 
     def __init__(self, config: Config, run_dir: str, sysfs: str = SYSFS, iomem_path: str | None = None) -> None:
-        self._config = config.jailhouse
+        self._config = config.of(Jailhouse)
         self._sysfs = sysfs
         # a sysfs tree that is not the machine's own is no word about the machine
         self._iomem = iomem.PATH if iomem_path is None and sysfs == SYSFS else iomem_path
@@ -54,8 +42,8 @@ class JailhousePlanner:
 
     async def plan(self, spec: GuestSpec) -> JailhousePlan:
         """Plan a cell; changes nothing."""
-        facts = await anyio.to_thread.run_sync(self._gather, spec, await self.seen())
-        return generator.plan(spec, facts)
+        seen = await self.seen()
+        return await anyio.to_thread.run_sync(lambda: self.decide(spec, self.ledger.held(), seen))
 
     async def reserve(self, spec: GuestSpec, owner: str) -> JailhousePlan:
         """Plan a cell and claim what it needs, in one step: nobody can take it in between.
@@ -64,11 +52,12 @@ class JailhousePlanner:
         """
         return await anyio.to_thread.run_sync(self._reserve, spec, owner, await self.seen())
 
-    def _gather(self, spec: GuestSpec, seen: Sequence[Seen]) -> Facts:
-        return gather(spec, self.board(), self._config, self.ledger.held(), seen)
+    def decide(self, spec: GuestSpec, held: Sequence[Held], seen: Sequence[Seen]) -> JailhousePlan:
+        """Plan a cell beside all that is given away (blocks)."""
+        return generator.plan(spec, gathering.gather(spec, self.board(), self._config, held, seen))
 
     def _reserve(self, spec: GuestSpec, owner: str, seen: Sequence[Seen]) -> JailhousePlan:
-        facts = gather(spec, self.board(), self._config)
+        facts = gathering.gather(spec, self.board(), self._config)
 
         def decide(held: tuple[Held, ...]) -> Decision[JailhousePlan]:
             everything = (*held, *strangers(held, seen))
@@ -82,9 +71,9 @@ class JailhousePlanner:
 
         :raises PlanError: the system that runs on it uses memory that the board file lends.
         """
-        found = board(self._config)
+        found = gathering.board(self._config)
         if self._iomem is not None and os.path.isdir(self._sysfs):  # else this machine is not the board
-            for finding in iomem.findings(found, _system_ram(self._iomem)):
+            for finding in iomem.findings(found, gathering.system_ram(self._iomem)):
                 raise PlanError(f"cannot use board '{found.name}': {finding.problem}", finding.hint)
         return found
 
@@ -94,109 +83,4 @@ class JailhousePlanner:
 
     def cells(self) -> list[Seen]:
         """Return the cells that the hypervisor shows (blocks)."""
-        return cells(self._sysfs)
-
-
-def board(config: Jailhouse) -> Board:
-    """Return the configured board.
-
-    :raises ConfigError: there is none.
-    """
-    if not config.board:
-        known = ", ".join(loading.shipped())
-        raise ConfigError(
-            "cannot plan a cell: no board is configured", f"set jailhouse.board to a board file or one of: {known}"
-        )
-    return loading.load(config.board)
-
-
-def _system_ram(path: str) -> list[Range]:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return iomem.system_ram(file.read())
-    except OSError as exc:
-        raise PlanError(f"cannot read {path}, which says what memory the root system uses: {exc.strerror}") from exc
-
-
-def cells(sysfs: str = SYSFS) -> list[Seen]:
-    """Return the cells that the hypervisor shows, without the root cell (blocks); none where there is no hypervisor."""
-    found: list[Seen] = []
-    folder = os.path.join(sysfs, "cells")
-    try:
-        ids = sorted(os.listdir(folder), key=int)
-    except FileNotFoundError:
-        return found
-    for number in ids:
-        if number == "0":
-            continue
-        try:
-            name, cpus = (_line(folder, number, file) for file in ("name", "cpus_assigned_list"))
-        except FileNotFoundError:
-            continue  # destroyed meanwhile
-        found.append(Seen(name, ranges.numbers(cpus)))
-    return found
-
-
-def _line(folder: str, number: str, file: str) -> str:
-    with open(os.path.join(folder, number, file), encoding="utf-8", errors="replace") as opened:
-        return opened.read().rstrip("\n")
-
-
-def gather(
-    spec: GuestSpec, board: Board, config: Jailhouse, held: Sequence[Held] = (), seen: Sequence[Seen] = ()
-) -> Facts:
-    """Collect what ``generator.plan`` wants to know (blocks)."""
-    inmate = spec.kind is GuestKind.INMATE
-    kernel = config.kernel if os.path.exists(config.kernel) else None
-    image = boot.image(spec, kernel)
-    facts = elf.inspect(image)
-    files = [] if inmate else [image, spec.ramdisk, spec.dtb or config.dtb, config.initrd]
-    sizes = {path: os.stat(path).st_size for path in files if path is not None and os.path.exists(path)}
-    if spec.kind is GuestKind.LINUX:
-        sizes[spec.rootfs] = rootfs_size(spec.rootfs, sum(int(part.size) for part in board.memory))
-    dtb = config.dtb if config.dtb in sizes else None
-    if not inmate and (spec.dtb or dtb):
-        _check_tree(spec.dtb or config.dtb)
-    return Facts(
-        board=board,
-        image=facts,
-        held=(*held, *strangers(held, seen)),
-        kernel=kernel,
-        dtb=dtb,
-        loader=config.loader if os.path.exists(config.loader) else None,
-        initrd=config.initrd if config.initrd in sizes else None,
-        sizes=sizes,
-        text_offset=_text_offset(image) if facts.format is ImageFormat.ARM64_IMAGE else 0,
-    )
-
-
-def _check_tree(path: str) -> None:
-    """Refuse a device tree that cannot be read before anything is made for it."""
-    try:
-        fdt.parse(regular.read(path, fdt.MAX))
-    except OSError as exc:
-        raise PlanError(f"cannot read the device tree {path}: {exc.strerror}") from exc
-    except TreeError as exc:
-        raise PlanError(f"cannot use {path}: {exc.msg}", exc.hint) from exc
-
-
-def rootfs_size(rootfs: str, limit: int) -> int:
-    """Return what a RAM disk made of a directory takes; looking ends where it exceeds ``limit``."""
-    try:
-        return archive.archive_size(rootfs, limit)
-    except OSError as exc:
-        raise PlanError(f"cannot look at the root file system: {exc.filename}: {exc.strerror}") from exc
-
-
-def _text_offset(kernel: str) -> int:
-    """Return what an arm64 kernel's header says at byte 8."""
-    with open(regular.opened(kernel), "rb") as file:
-        head = file.read(16)
-    if len(head) < 16:
-        raise PlanError(f"cannot boot {kernel}: its header is cut off")
-    return int(struct.unpack_from("<Q", head, 8)[0])
-
-
-def backend(config: Config, run_dir: str) -> JailhousePlanner:
-    """Return the planner; called by ``backends.detect``."""
-    return JailhousePlanner(config, run_dir)
+        return gathering.cells(self._sysfs)

@@ -18,6 +18,7 @@ from backends.qemu import plan as planning
 from backends.qemu.driver import QMP_FD, QemuDriver
 from backends.qemu.machine import QemuPlan
 from backends.qemu.memory import Memory
+from backends.qemu.settings import Qemu
 from backends.qemu.virtiofs import Share
 from runphi_async.errors import BackendError
 from runphi_async.host import nic
@@ -39,7 +40,7 @@ class QemuBackend:
     name = "qemu"
 
     def __init__(self, config: Config, run_dir: str) -> None:
-        self._config = config.qemu
+        self._config = config.of(Qemu)
 
     def _binaries(self) -> dict[str, str]:
         names = {"x86_64": self._config.x86_64, "aarch64": self._config.aarch64}

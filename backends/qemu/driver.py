@@ -26,6 +26,7 @@ from backends.qemu.monitor import PATIENCE, Monitor
 from backends.qemu.remains import Remains
 from backends.qemu.runstate import Standing
 from backends.qemu.second import SecondTry, unblamed
+from backends.qemu.settings import Qemu
 from backends.qemu.signals import Signals
 from backends.qemu.taps import Taps
 from backends.qemu.watch import LOOK_PATIENCE, RunWatch
@@ -33,7 +34,6 @@ from backends.qemu.wires import Wires
 from consoles.sharedmem import shmfiles
 from runphi_async import regular
 from runphi_async.aio.owned import OwnedTasks
-from runphi_async.config.schema import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.lifeline import stub
 from runphi_async.lifeline.child import STATUS_PATIENCE, StubChild

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from runphi_async.config.schema import InitSeconds
+    from backends.qemu.settings import InitSeconds
 
 
 class Standing(StrEnum):

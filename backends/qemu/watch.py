@@ -22,8 +22,8 @@ from runphi_async.errors import BackendError
 if TYPE_CHECKING:
     from backends.qemu.again import Again
     from backends.qemu.second import SecondTry
+    from backends.qemu.settings import InitSeconds
     from runphi_async.aio.owned import OwnedTasks
-    from runphi_async.config.schema import InitSeconds
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from backends.xen.driver import Memory, Tools, XenDriver
 from backends.xen.gathering import XlInfo, gather, has_hvm
 from backends.xen.hypervisor import Hypervisor
 from backends.xen.plan import XenPlan
+from backends.xen.settings import Xen
 from backends.xen.states import parse_pools
 from backends.xen.xenstore import PLACES, XenStore
 from backends.xen.xl import Xl
@@ -38,7 +39,7 @@ class XenBackend:
     name = "xen"
 
     def __init__(self, config: Config) -> None:
-        self._config = config.xen
+        self._config = config.of(Xen)
         self._hypervisor: Hypervisor | None = None
         self._info: dict[str, str] = {}
 
@@ -131,6 +132,6 @@ def backend(config: Config, run_dir: str) -> XenBackend:
 
     :raises BackendError: Xen runs, but this is not the domain that may control it.
     """
-    if os.path.isdir("/proc/xen") and not hypervisors.is_dom0() and not config.xen.xenstore:
+    if os.path.isdir("/proc/xen") and not hypervisors.is_dom0() and not config.of(Xen).xenstore:
         raise BackendError("cannot use Xen: this is not dom0", "run the supervisor in dom0")
     return XenBackend(config)

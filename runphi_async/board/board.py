@@ -18,7 +18,7 @@ import msgspec
 
 from runphi_async.board import ranges
 from runphi_async.board.ranges import Range
-from runphi_async.config.schema import Size
+from runphi_async.config.section import Size
 
 PAGE: Final = 4096
 #: an ivshmem device interrupts by one of four pins of its cell's virtual PCI host

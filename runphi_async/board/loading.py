@@ -15,7 +15,7 @@ import msgspec
 from runphi_async import regular
 from runphi_async.board.board import Board
 from runphi_async.board.boardcheck import findings
-from runphi_async.config.schema import Size
+from runphi_async.config.section import Size
 from runphi_async.errors import ConfigError
 from runphi_async.oci.spec import locate
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 
 from backends.base import Finding, Level
+from backends.configured import load
 from backends.detect import Detection
 from runphi_async import wire
 from runphi_async.commands.cli import HelpAsked, global_parser, verb_parser
 from runphi_async.commands.doctor import check, shown, worst
-from runphi_async.config.loading import load
 from runphi_async.config.schema import Config
 from runphi_async.doctor import checkup
 from runphi_async.doctor import report as doctor_report

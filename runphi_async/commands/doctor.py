@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from backends.base import Finding, Level
-from runphi_async.config.loading import load
+from backends.configured import load
 from runphi_async.doctor import checkup
 from runphi_async.doctor import report as doctor_report
 from runphi_async.errors import ConfigError, UsageError

@@ -14,7 +14,7 @@ from consoles.streams.sinks.attach import AttachStatistics
 from runphi_async import regular
 from runphi_async.aio.waiting import either
 from runphi_async.commands.cli import find_named
-from runphi_async.config.schema import Size
+from runphi_async.config.section import Size
 from runphi_async.errors import RunphiError, StateError, UsageError
 from runphi_async.terminals.console import read_some, reopen
 from runphi_async.terminals.people import Role, Wish

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page of the configuration file.
-
-``python -m runphi_async.config.reference`` prints docs/reference/configuration.md, which a test keeps current.
-"""
+"""The reference page of the configuration file; ``backends.configured`` prints it with the tables of all backends."""
 
 from __future__ import annotations
 
-import sys
 import typing
+from typing import TYPE_CHECKING
 
 from runphi_async.config.loading import DEFAULT_PATH, PATH_VARIABLE
-from runphi_async.config.schema import Config, Section
-from runphi_async.config.words import as_toml, kind_words
+from runphi_async.config.section import Section
+from runphi_async.config.words import as_toml, kind_words, tables
+
+if TYPE_CHECKING:
+    from runphi_async.config.schema import Config
 
 
-def reference() -> str:
-    """Return the reference page of the configuration file, in Markdown."""
+def reference(usual: Config) -> str:
+    """Return the reference page of the configuration file, in Markdown.
+
+    :param usual: the configuration of an empty file.
+    """
     lines = [
         "# Configuration",
         "",
@@ -24,9 +27,9 @@ def reference() -> str:
         "an error.",
         'Sizes are numbers of bytes, or texts such as `"64 KiB"` or `"1 GiB"`.',
         "",
-        "<!-- made by `python -m runphi_async.config.reference`: change runphi_async/config/schema.py -->",
+        "<!-- made by `python -m backends.configured` of runphi_async/config/schema.py and backends' settings.py -->",
     ]
-    _describe(Config(), "", lines)
+    _describe(usual, "", lines)
     return "\n".join(lines) + "\n"
 
 
@@ -35,7 +38,7 @@ def _describe(section: Section, path: str, lines: list[str]) -> None:
     lines += ["| key | kind | default | meaning |", "|---|---|---|---|"]
     hints = typing.get_type_hints(type(section), include_extras=True)
     below = []
-    for field in section.__struct_fields__:
+    for field in tables(section):
         value = getattr(section, field)
         if isinstance(value, Section):
             below.append((value, f"{path}.{field}" if path else field))
@@ -45,7 +48,3 @@ def _describe(section: Section, path: str, lines: list[str]) -> None:
         lines.append(f"| `{field}` | {kind_words(kind)} | `{as_toml(value)}` | {meaning} |")
     for value, name in below:
         _describe(value, name, lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

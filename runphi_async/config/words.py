@@ -4,11 +4,24 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-from runphi_async.config.schema import Config, ConsoleRule, Section, Size
+from runphi_async.config.schema import Config, ConsoleRule
+from runphi_async.config.section import BackendSection, Section, Size
+
+#: the table behind which those of backends are listed
+_BEFORE_BACKENDS: Final = "log"
+
+
+def tables(section: Section) -> list[str]:
+    """Return the fields of a table in the order in which people read them."""
+    names = section.__struct_fields__
+    backends = [name for name in names if isinstance(getattr(section, name), BackendSection)]
+    others = [name for name in names if name not in backends]
+    at = others.index(_BEFORE_BACKENDS) + 1 if backends else 0
+    return [*others[:at], *backends, *others[at:]]
 
 
 def keys(section: Section, prefix: str) -> list[tuple[str, object, Any]]:
@@ -16,7 +29,7 @@ def keys(section: Section, prefix: str) -> list[tuple[str, object, Any]]:
     hints = typing.get_type_hints(type(section), include_extras=True)
     own: list[tuple[str, object, Any]] = []
     below: list[tuple[str, object, Any]] = []
-    for field in section.__struct_fields__:
+    for field in tables(section):
         value = getattr(section, field)
         if isinstance(value, Section):
             below += keys(value, f"{prefix}{field}.")
@@ -27,7 +40,7 @@ def keys(section: Section, prefix: str) -> list[tuple[str, object, Any]]:
 
 def changed(config: Config) -> list[str]:
     """Return the keys that have not their defaults, as lines of the file."""
-    usual = {path: value for path, value, _ in keys(Config(), "")}
+    usual = {path: value for path, value, _ in keys(type(config)(), "")}
     return [f"{path} = {as_toml(value)}" for path, value, _ in keys(config, "") if value != usual[path]]
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 import msgspec
 
-from runphi_async.config.loading import ACCEL_VARIABLE, DEFAULT_PATH, PATH_VARIABLE
+from backends.qemu.settings import ACCEL_VARIABLE
+from runphi_async.config.loading import DEFAULT_PATH, PATH_VARIABLE
 from runphi_async.config.words import changed
 from runphi_async.doctor import checkup
 from runphi_async.doctor import text as doctor_text

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from backends.base import Finding, Level
+from backends.configured import load
 from backends.jailhouse import machinefacts, ready
 from backends.jailhouse.machine import program
+from backends.jailhouse.settings import Jailhouse
 from backends.jailhouse.tool import Places, Tool
 from runphi_async import wire
 from runphi_async.aio import threads
 from runphi_async.board.ledger import FILE, Ledger
-from runphi_async.config.loading import load
 from runphi_async.doctor.checkup import as_text
 from runphi_async.errors import BackendError, RunphiError
 from runphi_async.host.files import boot_id
@@ -67,7 +68,7 @@ class _Start:
     def __init__(self, config: Config, given: argparse.Namespace) -> None:
         self._config = config
         self._given = given
-        settings = config.jailhouse
+        settings = config.of(Jailhouse)
         self._program = program(settings)
         self._tool = Tool(Places(self._program or settings.tool, settings.sysfs), settings.deadline_seconds)
 
@@ -90,7 +91,7 @@ class _Start:
         view = await self._tool.look()
         given = self._given
         machine = await anyio.to_thread.run_sync(
-            lambda: machinefacts.read(self._config.jailhouse, view, given.config, self._program)
+            lambda: machinefacts.read(self._config.of(Jailhouse), view, given.config, self._program)
         )
         return machine._replace(module=True) if given.module else machine
 
@@ -117,7 +118,7 @@ class _Start:
     async def _stop(self) -> int:
         view = await self._tool.look()
         ours = await anyio.to_thread.run_sync(self._ours)
-        online = await anyio.to_thread.run_sync(machinefacts.online, self._config.jailhouse.sysfs)
+        online = await anyio.to_thread.run_sync(machinefacts.online, self._config.of(Jailhouse).sysfs)
         found = ready.in_the_way(view, ours, online)
         if found:
             sys.stdout.write(as_text(found))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from backends.configured import programs
 from runphi_async.doctor import checkup
 from runphi_async.version import VERSION
 
@@ -36,7 +37,7 @@ XEN: Final = "/sys/hypervisor/version"
 
 async def versions(config: Config) -> list[str]:
     """Return a line for each thing."""
-    named = [config.qemu.x86_64, config.qemu.aarch64, config.qemu.virtiofsd, config.real_runc() or "runc", *PROGRAMS]
+    named = [*programs(config), config.real_runc() or "runc", *PROGRAMS]
     paths = {name: shutil.which(name, path=checkup.PATH) for name in dict.fromkeys(named)}
     said = await asyncio.gather(*(checkup.version(path) for path in paths.values()))
     lines = [

@@ -9,6 +9,7 @@ tested by value.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 import msgspec
 
@@ -142,6 +143,10 @@ class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     console: str | None = None
     #: one sentence a decision, for people
     explain: tuple[str, ...] = ()
+
+    def kept(self) -> Self:
+        """Return what stays of it in the record, for whoever takes the guest over: files lie there by themselves."""
+        return msgspec.structs.replace(self, files={}, explain=())
 
     def conf(self) -> tuple[str, ...]:
         """Return lines for ``config<name>.conf`` behind those that every plan has; see ``conf.py``."""

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from backends.configured import load
 from backends.detect import look_ahead
 from runphi_async import wire
 from runphi_async.aio import allocator, threads
-from runphi_async.config.loading import load
 from runphi_async.container.recover import Recovery
 from runphi_async.container.registry import Supervisor
 from runphi_async.errors import CgroupError, ConfigError, RunphiError

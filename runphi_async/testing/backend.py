@@ -46,6 +46,7 @@ from runphi_async.lifeline import stub
 from runphi_async.lifeline.child import StubChild
 from runphi_async.lifeline.stub import Fd
 from runphi_async.partition.spec import PartitionPlan
+from runphi_async.testing.settings import Fake
 
 if TYPE_CHECKING:
     from runphi_async.config.schema import Config
@@ -342,4 +343,4 @@ def _source_console(plan: PartitionPlan) -> bool:
 
 def backend(config: Config, run_dir: str) -> FakeBackend:
     """Return the backend; called by ``backends.detect``."""
-    return FakeBackend(config.qemu.stop_seconds)
+    return FakeBackend(config.of(Fake).stop_seconds)

@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from backends.configured import from_table
 from backends.guest import initrd
 from backends.jailhouse import codec
 from runphi_async.board import loading
-from runphi_async.config.loading import from_table
 from runphi_async.testing import fake_jailhouse
 from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux
 from runphi_async.testing.fake_jailhouse.place import Place

@@ -9,8 +9,7 @@ from unittest import mock
 
 from backends.qemu import accel
 from backends.qemu.accel import cache, proof
-from runphi_async.config.loading import ACCEL_VARIABLE
-from runphi_async.config.schema import Qemu
+from backends.qemu.settings import ACCEL_VARIABLE, Qemu
 from runphi_async.testing import liarqemu
 from tests.system.place import Place
 

@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from backends import configured
 from backends.guest.initrd import Entry, archive
-from runphi_async.config import loading
+from backends.qemu.settings import Qemu
 from tests.system.place import until
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def joined(netns: str) -> dict[str, Any]:
 def network_ramdisk(init: bytes) -> bytes:
     """A RAM disk with busybox, a script as its init, and the modules a guest's network needs (/modules.order)."""
     with tempfile.TemporaryDirectory() as folder:
-        with open(loading.load().qemu.initrd, "rb") as file:
+        with open(configured.load().of(Qemu).initrd, "rb") as file:
             unpack = ["cpio", "--extract", "--quiet", "--make-directories", "modules*"]
             subprocess.run(unpack, stdin=file, cwd=folder, check=True)
         listed = (Path(folder) / "modules.order").read_text() + (Path(folder) / "modules.net").read_text()

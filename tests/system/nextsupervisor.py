@@ -14,8 +14,9 @@ from typing import Final
 import anyio
 
 from consoles.streams.sinks.logfile import KINDS
-from runphi_async.config.schema import Config, Size
+from runphi_async.config.schema import Config
 from runphi_async.config.schema import Console as Limits
+from runphi_async.config.section import Size
 from runphi_async.container.assembly import assemble
 from runphi_async.container.recorded import Recorded, Shared
 from runphi_async.host.clock import SYSTEM

@@ -17,17 +17,19 @@ from typing import Final
 
 import pytest
 
+from backends import configured
 from backends.guest import elf
 from backends.qemu import accel
 from backends.qemu.accel import Question, cache, decide, linuxproof, proof
 from backends.qemu.backend import QemuBackend
-from runphi_async.config import loading
+from backends.qemu.settings import ACCEL_VARIABLE, Qemu
+from runphi_async.config.loading import PATH_VARIABLE
 from runphi_async.host.processes import children
 from runphi_async.testing import liarqemu
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 BINARIES: Final = {arch: shutil.which(f"qemu-system-{arch}") or "" for arch in decide.STEPS}
-QEMU: Final = loading.load().qemu
+QEMU: Final = configured.load().of(Qemu)
 #: seconds for a guest in software on a busy machine
 PATIENCE: Final = 40.0
 #: seconds for a kernel in software to come to our init there, beside another one that only pretends
@@ -45,7 +47,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Proofs of its own, on a machine that seems to have a KVM."""
-    monkeypatch.delenv(loading.ACCEL_VARIABLE, raising=False)
+    monkeypatch.delenv(ACCEL_VARIABLE, raising=False)
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "proofs"))
     monkeypatch.setenv(proof.DEVICE_VARIABLE, "/dev/null")
     monkeypatch.setattr(accel, "_unfinished", {})
@@ -246,7 +248,7 @@ async def test_a_linux_guest_is_proven_by_its_kernel(tmp_path: Path, role: str, 
 @ON_X86
 async def test_the_doctor_tells_what_was_found(tmp_path: Path) -> None:
     table = {"x86_64": liar(tmp_path, "no-linux aborts"), "accel": "auto"}
-    backend = QemuBackend(loading.from_table({"qemu": table}), str(tmp_path))
+    backend = QemuBackend(configured.from_table({"qemu": table}), str(tmp_path))
     bare, linux, *_ = await backend.examine()
     assert re.search(r"QEMU with kvm: KVM is proven: a loop .* ms on KVM and .* ms in software", bare.text), bare
     assert linux.text.startswith("Linux guests with tcg: KVM runs our probe but not the guest kernel: QEMU ended with")
@@ -260,8 +262,8 @@ async def test_the_doctor_tells_what_was_found(tmp_path: Path) -> None:
 def test_ten_supervisors_prove_once(tmp_path: Path) -> None:
     binary = liar(tmp_path, "hangs")
     (tmp_path / "config.toml").write_text(f'[qemu]\nx86_64 = "{binary}"\nkernel = "/nonexistent"\n')
-    env = {**os.environ, loading.PATH_VARIABLE: str(tmp_path / "config.toml")}
-    argv = [sys.executable, "-m", "backends.qemu.prove"]
+    env = {**os.environ, PATH_VARIABLE: str(tmp_path / "config.toml")}
+    argv = [sys.executable, "-m", "runphi_async.doctor.prove"]
     all_of_them = [
         subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(10)

@@ -9,13 +9,14 @@ import pytest
 
 from backends.jailhouse.plan import Form
 from backends.jailhouse.planner import JailhousePlanner
+from backends.jailhouse.settings import Jailhouse
 from runphi_async.board import claims
 from runphi_async.board.claims import Seen
-from runphi_async.config.schema import Config, Jailhouse
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.partition.wishes import NetWish
 from runphi_async.testing.fake_jailhouse import inmates
 from runphi_async.units import MIB
+from tests.unit.configkit import config as configured
 from tests.unit.fakeboard import FakeBoard
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def make(board: FakeBoard, plan: JailhousePlan) -> None:
 
 
 async def test_planned_cells_live_side_by_side(board: FakeBoard) -> None:
-    config = Config(jailhouse=Jailhouse(board="qemu-arm64"))
+    config = configured(Jailhouse(board="qemu-arm64"))
     planner = JailhousePlanner(config, str(board.root), str(board.place.sysfs))
     image = board.root / "image.bin"
     image.write_bytes(inmates.image("gic-demo"))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runphi_async.config import loading
+from backends import configured
+from backends.qemu.settings import Qemu
 from tests.system.linuxkit import BOOT, await_init, linux, linux_bundle
 from tests.system.place import ended, until
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.timeout(BOOT + 180),
-    pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
+    pytest.mark.skipif(not os.path.exists(configured.load().of(Qemu).initrd), reason="needs bin/prepare-guest"),
 ]
 
 #: what containerd and docker put into every config.json

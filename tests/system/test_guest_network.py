@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runphi_async.config import loading
+from backends import configured
+from backends.qemu.settings import Qemu
 from tests.system.linuxkit import BOOT, Lan, await_init, joined, linux, linux_bundle, network_ramdisk
 from tests.system.place import RUNPHI, ended, until
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.timeout(2 * BOOT + 180),
-    pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
+    pytest.mark.skipif(not os.path.exists(configured.load().of(Qemu).initrd), reason="needs bin/prepare-guest"),
 ]
 
 #: what a guest is asked: it answers, serves a page, and ends when its stdin does
@@ -180,7 +181,7 @@ echo mac $(/bin/busybox cat /sys/class/net/eth0/address)
 """
     bundle = place.bundle("c1", annotations={"org.runphi.net": "yes"}, linux=joined(netns))
     boot = bundle / "rootfs" / "boot"
-    shutil.copy(loading.load().qemu.kernel, boot / "vmlinux")
+    shutil.copy(configured.load().of(Qemu).kernel, boot / "vmlinux")
     (boot / "rd").write_bytes(network_ramdisk(script))
     settings = json.loads((bundle / "config.json").read_text())
     settings["process"]["env"] = ["KERNEL=/boot/vmlinux", "RAMDISK=/boot/rd"]

@@ -25,9 +25,10 @@ from backends.jailhouse.images import images
 from backends.jailhouse.marks import Filter, Said
 from backends.jailhouse.plan import Form
 from backends.jailhouse.planner import JailhousePlanner
+from backends.jailhouse.settings import Jailhouse
 from runphi_async.board import loading
-from runphi_async.config.schema import Config, Jailhouse
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
+from tests.unit.configkit import config as configured
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -111,7 +112,7 @@ async def planned(folder: Path, *args: str, alone: bool = True, **more: Any) -> 
     """Plan a cell and make its files, as a driver does."""
     loader = folder / "linux-loader.bin"
     loader.write_bytes(bytes(64))  # it is part of a Jailhouse installation; what it does, `starter` does here
-    config = Config(jailhouse=Jailhouse(board=board_file(folder, alone=alone), loader=str(loader)))
+    config = configured(Jailhouse(board=board_file(folder, alone=alone), loader=str(loader)))
     planner = JailhousePlanner(config, str(folder), str(folder / "nosysfs"))
     spec = GuestSpec(
         id="boots",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from runphi_async.config import loading
+from backends import configured
+from backends.qemu.settings import Qemu
 from tests.system.linuxkit import BUSYBOX, NETNS, fill_rootfs
 from tests.system.place import RUNPHI
 
@@ -26,7 +27,7 @@ NETAVARK: Final = Path("/usr/lib/podman/netavark")
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(not os.path.exists(loading.load().qemu.initrd), reason="needs bin/prepare-guest"),
+    pytest.mark.skipif(not os.path.exists(configured.load().of(Qemu).initrd), reason="needs bin/prepare-guest"),
     pytest.mark.skipif(not (shutil.which("podman") and NETAVARK.exists()), reason="needs podman and netavark"),
 ]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from backends.configured import load
 from backends.qemu import runstate
 from backends.qemu.backend import QemuBackend
-from runphi_async.config.loading import load
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.conformance import TellsPauses, WatchesByTask
 from runphi_async.testing.life import Life, not_thought_of

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from backends import configured
 from backends.base import Verdict
 from backends.guest import handed
 from backends.qemu import exitcode, virtiofs
 from backends.qemu import plan as planner
-from runphi_async.config import loading
+from backends.qemu.settings import Qemu
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 BINARIES = {arch: path for arch in ("x86_64", "aarch64") if (path := shutil.which(f"qemu-system-{arch}")) is not None}
 #: $RUNPHI_CONFIG may name another guest kernel
-QEMU = loading.load().qemu
+QEMU = configured.load().of(Qemu)
 #: a guest under emulation on a busy machine
 PATIENCE = 40.0
 

@@ -121,7 +121,7 @@ def test_a_guest_that_can_stop_by_itself(place: Place) -> None:
 
 
 def test_a_guest_that_does_not_stop_is_destroyed_in_time(inmates_built: Path) -> None:
-    place = Place(inmates_built, "[qemu]\nstop_seconds = 0.2\n")
+    place = Place(inmates_built, "[fake]\nstop_seconds = 0.2\n")
     c = place.running("c1", backend="fake")
     c.type(b"hang\n")
     c.expect(b"hanging\r\n")

@@ -9,7 +9,7 @@ import msgspec
 
 from backends.qemu import plan as planner
 from backends.qemu.machine import HostFacts
-from runphi_async.config.schema import Qemu
+from backends.qemu.settings import Qemu
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
 from runphi_async.units import MIB

@@ -23,7 +23,7 @@ from runphi_async.board import board as boards
 from runphi_async.board import loading, ranges
 from runphi_async.board.claims import Claim, Held, Kind, Owner, units
 from runphi_async.board.ranges import Range
-from runphi_async.config.schema import Size
+from runphi_async.config.section import Size
 from runphi_async.errors import PlanError
 from runphi_async.partition import conf
 from runphi_async.partition.channels import Channel

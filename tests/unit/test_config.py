@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from backends import configured
+from backends.qemu.settings import ACCEL_VARIABLE, Qemu
 from runphi_async.config import loading, realrunc, reference
-from runphi_async.config.schema import Config, Size
+from runphi_async.config.schema import Config
+from runphi_async.config.section import Size
 from runphi_async.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
@@ -18,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 @pytest.fixture(autouse=True)
 def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suites may have been told an accelerator."""
-    monkeypatch.delenv(loading.ACCEL_VARIABLE, raising=False)
+    monkeypatch.delenv(ACCEL_VARIABLE, raising=False)
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -28,17 +30,17 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    got = loading.load(write(tmp_path, ""))
-    assert got == Config()
+    got = configured.load(write(tmp_path, ""))
+    assert got == configured.schema().kind()
     assert (got.runc, got.backend) == ("", "qemu")
     assert (got.console.window_bytes, got.console.replay_bytes) == (1048576, 65536)
-    assert (got.log.max_bytes, got.qemu.overhead_bytes) == (67108864, 134217728)
-    assert got.qemu.memory_default.inmate == 32 << 20
+    assert (got.log.max_bytes, got.of(Qemu).overhead_bytes) == (67108864, 134217728)
+    assert got.of(Qemu).memory_default.inmate == 32 << 20
     assert got.inmate.host_paths == ()
 
 
 def test_values(tmp_path: Path) -> None:
-    got = loading.load(
+    got = configured.load(
         write(
             tmp_path,
             """
@@ -64,8 +66,8 @@ def test_values(tmp_path: Path) -> None:
     assert got.console.window_bytes == 65536
     assert isinstance(got.log.max_bytes, Size)
     assert got.console.drain_seconds == 3.0
-    assert got.qemu.memory_default.linux == 1 << 30
-    assert got.qemu.memory_default.inmate == 32 << 20
+    assert got.of(Qemu).memory_default.linux == 1 << 30
+    assert got.of(Qemu).memory_default.inmate == 32 << 20
     assert got.inmate.host_paths == ("/srv/inmates",)
 
 
@@ -102,7 +104,7 @@ def test_values(tmp_path: Path) -> None:
 def test_errors_name_file_and_key(tmp_path: Path, text: str, message: str, hint: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        loading.load(path)
+        configured.load(path)
     assert path in caught.value.msg
     assert message in caught.value.msg
     assert hint in (caught.value.hint or "")
@@ -111,20 +113,20 @@ def test_errors_name_file_and_key(tmp_path: Path, text: str, message: str, hint:
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b'a = "\xff"')
     with pytest.raises(ConfigError, match="not TOML"):
-        loading.load(str(tmp_path / "c.toml"))
+        configured.load(str(tmp_path / "c.toml"))
 
 
 def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNPHI_CONFIG", raising=False)
     monkeypatch.setattr(loading, "DEFAULT_PATH", str(tmp_path / "none.toml"))
-    assert loading.load() == Config()
+    assert configured.load() == configured.schema().kind()
     with pytest.raises(ConfigError, match="not found"):
-        loading.load(str(tmp_path / "none.toml"))
+        configured.load(str(tmp_path / "none.toml"))
     monkeypatch.setenv("RUNPHI_CONFIG", write(tmp_path, "backend = 'x'"))
-    assert loading.load().backend == "x"
+    assert configured.load().backend == "x"
     monkeypatch.setenv("RUNPHI_CONFIG", str(tmp_path))
     with pytest.raises(ConfigError, match="cannot read configuration"):
-        loading.load()
+        configured.load()
 
 
 @pytest.mark.parametrize(
@@ -132,15 +134,15 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [("", "tcg"), ("[qemu]\nstop_seconds = 1", "tcg"), ('[qemu]\naccel = "kvm"', "kvm"), ('runc = "/opt/runc"', "tcg")],
 )
 def test_accelerator_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, accel: str) -> None:
-    monkeypatch.setenv(loading.ACCEL_VARIABLE, "tcg")
-    assert loading.load(write(tmp_path, text)).qemu.accel == accel
+    monkeypatch.setenv(ACCEL_VARIABLE, "tcg")
+    assert configured.load(write(tmp_path, text)).of(Qemu).accel == accel
 
 
 def test_accelerator_of_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(loading.ACCEL_VARIABLE, "fast")
+    monkeypatch.setenv(ACCEL_VARIABLE, "fast")
     monkeypatch.setattr(loading, "DEFAULT_PATH", "/nonexistent/config.toml")
     with pytest.raises(ConfigError, match=r"RUNPHI_ACCEL: qemu.accel: invalid enum value 'fast'.*one of"):
-        loading.load()
+        configured.load()
 
 
 def test_real_runc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +183,12 @@ def test_size_text_reads_back(size: int) -> None:
 
 
 def test_reference_is_current() -> None:
-    assert PAGE.read_text() == reference.reference(), "run: python -m runphi_async.config.reference > " + os.fspath(
-        PAGE
-    )
+    page = reference.reference(configured.schema().kind())
+    assert PAGE.read_text() == page, f"run: python -m backends.configured > {PAGE}"
 
 
 @pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 5000, "\x00"], ids=["digits", "depth", "nul"])
 def test_toml_that_is_too_much(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(ConfigError, match="not TOML"):
-        loading.load(str(tmp_path / "config.toml"))
+        configured.load(str(tmp_path / "config.toml"))

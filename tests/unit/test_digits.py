@@ -20,7 +20,7 @@ from consoles.sources import settings
 from runphi_async import digits, units
 from runphi_async.board import ranges
 from runphi_async.commands.logs import moment
-from runphi_async.config.schema import Size
+from runphi_async.config.section import Size
 from runphi_async.errors import RunphiError
 from runphi_async.host.cgroup import _number as cgroup_number
 from runphi_async.oci import signals

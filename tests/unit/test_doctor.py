@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.base import Finding, Level
+from backends.configured import from_table
 from backends.qemu.backend import QemuBackend
-from runphi_async.config.loading import from_table
 from runphi_async.doctor import checkup
 from runphi_async.doctor.checkup import Engine, Host, Place
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runphi_async.config import loading
+from backends import configured
+from backends.jailhouse.settings import Jailhouse
 from runphi_async.install import cli, layout, settings, tree
 from runphi_async.install.root import CONFIG, HOME, Root
 
@@ -45,13 +46,13 @@ def test_an_empty_tree_is_empty_again(destdir: Path) -> None:
     assert configure(destdir, "-c", "qemu") == 0
     assert (destdir / "usr/sbin/runphi").resolve() == destdir / "usr/share/runPHI/bin/runphi"
     assert os.access(destdir / "usr/sbin/runphi", os.X_OK)
-    assert loading.load(str(destdir / CONFIG[1:])).backend == "qemu"
+    assert configured.load(str(destdir / CONFIG[1:])).backend == "qemu"
     unit = (destdir / "etc/systemd/system/runphid.service").read_text()
     assert f"ExecStart={HOME}/venv/bin/python -I {HOME}/bin/runphid\n" in unit
     assert "@" not in unit
     assert not list(destdir.rglob("__pycache__"))
     assert configure(destdir, "-c", "xen") == 0
-    assert loading.load(str(destdir / CONFIG[1:])).backend == "xen"
+    assert configured.load(str(destdir / CONFIG[1:])).backend == "xen"
     assert configure(destdir, "--uninstall") == 0
     assert files(destdir) == {}
 
@@ -124,8 +125,8 @@ def test_partitions_keep_the_installation(destdir: Path, capsys: pytest.CaptureF
 def test_every_configuration_that_is_written_can_be_read(tmp_path: Path, backend: str, board: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(settings.text(backend, board))
-    read = loading.load(str(file))
-    assert (read.backend, read.jailhouse.board) == (backend, board)
+    read = configured.load(str(file))
+    assert (read.backend, read.of(Jailhouse).board) == (backend, board)
 
 
 @pytest.mark.parametrize(

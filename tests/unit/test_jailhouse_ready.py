@@ -13,10 +13,10 @@ from backends.base import Level
 from backends.jailhouse import codec, machinefacts, ready
 from backends.jailhouse.model import Arch, ArmPlatform, Iommu, Memory, System, SystemFlag
 from backends.jailhouse.ready import Machine, Step
+from backends.jailhouse.settings import Jailhouse
 from backends.jailhouse.sysfs import CellSeen, View
 from runphi_async.board import loading
 from runphi_async.board.ranges import Range
-from runphi_async.config.schema import Jailhouse
 from runphi_async.testing.fake_jailhouse import board as fake
 
 if TYPE_CHECKING:

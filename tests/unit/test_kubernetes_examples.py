@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from runphi_async.config.schema import Config
+from backends.qemu.settings import Qemu
 from runphi_async.oci.spec import Process, Spec
 from runphi_async.partition.podannotations import of_container
 from runphi_async.partition.request import request
@@ -119,7 +119,7 @@ def test_overhead_is_what_the_runtime_adds_for_the_machine() -> None:
     overhead = runtime_class()["overhead"]["podFixed"]["memory"]
     for template in templates():
         partitions = sum(request(spec_of(template, x)) is not None for x in template["spec"]["containers"])
-        assert parse_size(overhead) >= partitions * Config().qemu.overhead_bytes
+        assert parse_size(overhead) >= partitions * Qemu().overhead_bytes
 
 
 def test_every_partition_asks_for_one() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runphi_async.config.schema import Log, Size
+from runphi_async.config.schema import Log
+from runphi_async.config.section import Size
 from runphi_async.errors import SpecError
 from runphi_async.partition import logplan
 from runphi_async.partition.logplan import LogOrder, LogPlan, parse, plan

@@ -14,15 +14,17 @@ import anyio
 import msgspec
 import pytest
 
-from backends.jailhouse import planner
+from backends.jailhouse import gathering, picture
+from backends.jailhouse.planner import JailhousePlanner
+from backends.jailhouse.settings import Jailhouse
 from backends.jailhouse.sysfs import CellSeen, View
+from backends.qemu.settings import Qemu
 from runphi_async import wire
 from runphi_async.board import claims, drawing, loading
 from runphi_async.board.claims import Claim, Held, Kind, Owner, Seen
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.board.ranges import Range
-from runphi_async.commands import map as map_verb
-from runphi_async.config.schema import Config, Jailhouse, Qemu
+from runphi_async.config.schema import Config
 from runphi_async.errors import PlanError
 from runphi_async.host.files import boot_id
 from runphi_async.oci.state import OCI_VERSION
@@ -30,6 +32,7 @@ from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.units import MIB
 from tests.unit import clikit
 from tests.unit.clikit import Answer, answer
+from tests.unit.configkit import config as configured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +64,8 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def supervisor(run_dir: Path) -> Supervisor:
-    config = Config(runc="/nonexistent/runc", backend="jailhouse", jailhouse=Jailhouse(board="qemu-arm64"))
+    config = configured(Jailhouse(board="qemu-arm64"))
+    config = msgspec.structs.replace(config, runc="/nonexistent/runc", backend="jailhouse")
     return clikit.supervisor(config, str(run_dir))
 
 
@@ -150,7 +154,7 @@ async def test_a_qemu_guest_is_planned_too(tmp_path: Path, run_dir: Path) -> Non
     raw = json.loads((here / "config.json").read_text())
     raw["annotations"]["org.runphi.arch"] = "aarch64"
     (here / "config.json").write_text(json.dumps(raw))
-    call = await answer(clikit.supervisor(Config(qemu=qemu), str(run_dir)), "plan", str(here))
+    call = await answer(clikit.supervisor(configured(qemu), str(run_dir)), "plan", str(here))
     assert call.status == 0, call.said(wire.ERR)
     assert f"argv = {fake} \\" in call.said(wire.OUT).splitlines()
     assert sorted(os.listdir(run_dir)) == []
@@ -160,7 +164,7 @@ def test_a_root_file_system_is_measured_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "big").write_bytes(bytes(10_000))
     (tmp_path / "link").symlink_to("/proc/kcore")
-    assert 10_000 < planner.rootfs_size(str(tmp_path), 1 << 30) < 11_000
+    assert 10_000 < gathering.rootfs_size(str(tmp_path), 1 << 30) < 11_000
 
 
 # Section: planning and claiming in one step
@@ -183,8 +187,8 @@ async def test_cells_made_by_others_keep_their_cpus(tmp_path: Path, run_dir: Pat
     shown = sysfs(tmp_path / "sys", linux="1-2", idle="")
     iomem = tmp_path / "iomem"
     iomem.write_text("40000000-6fffffff : System RAM\n")
-    config = Config(jailhouse=Jailhouse(board="qemu-arm64"))
-    there = planner.JailhousePlanner(config, str(run_dir), shown, str(iomem))
+    config = configured(Jailhouse(board="qemu-arm64"))
+    there = JailhousePlanner(config, str(run_dir), shown, str(iomem))
     assert there.cells() == [Seen("linux", (1, 2)), Seen("idle", ())]
     assert (await there.plan(spec)).cell.cpus == (3,)
     assert (await there.reserve(spec, "c1")).cell.cpus == (3,)
@@ -193,7 +197,7 @@ async def test_cells_made_by_others_keep_their_cpus(tmp_path: Path, run_dir: Pat
     assert there.ledger.held()[0].owner == Owner("c1", boot_id(), "c1")
     there.ledger.free("c1")
     assert (await there.plan(spec)).cell.cpus == (3,)
-    assert planner.cells(str(tmp_path / "nothing")) == []
+    assert gathering.cells(str(tmp_path / "nothing")) == []
     named = msgspec.structs.replace(spec, id="idle")
     assert (await there.plan(named)).cell.name.startswith("idle-")
     iomem.write_text("40000000-7fffffff : System RAM\n")
@@ -207,8 +211,8 @@ async def test_cells_made_by_others_keep_their_cpus(tmp_path: Path, run_dir: Pat
 async def test_of_many_at_once_each_gets_its_own(tmp_path: Path, run_dir: Path) -> None:
     image = tmp_path / "i.bin"
     image.write_bytes(b"\x01" * 100)
-    config = Config(jailhouse=Jailhouse(board="qemu-arm64"))
-    there = planner.JailhousePlanner(config, str(run_dir), str(tmp_path / "none"))
+    config = configured(Jailhouse(board="qemu-arm64"))
+    there = JailhousePlanner(config, str(run_dir), str(tmp_path / "none"))
     refused: list[str] = []
 
     async def make(number: int) -> None:
@@ -305,17 +309,18 @@ async def test_the_map_looks_where_the_configuration_says(run_dir: Path, tmp_pat
         for file, text in files.items():
             (cell / file).write_text(f"{text}\n")
     (tree / "enabled").write_text("1\n")
-    config = Config(jailhouse=Jailhouse(board="qemu-arm64", sysfs=str(tree)))
+    config = configured(Jailhouse(board="qemu-arm64", sysfs=str(tree)))
     call = await drawn(clikit.supervisor(config, str(run_dir)))
     assert "  CPU 1   cell linux" in call.said(wire.OUT).splitlines()
     assert "note: nobody: cell 'linux' on CPUs 1 was made by somebody else" in call.said(wire.OUT)
 
 
 def test_the_map_tells_where_ledger_and_hypervisor_disagree(run_dir: Path) -> None:
-    Ledger(str(run_dir / FILE), boot_id()).claim(Owner("web", "", "web"), [Claim(Kind.CPU, 2, 3)])
+    ledger = Ledger(str(run_dir / FILE), boot_id())
+    ledger.claim(Owner("web", "", "web"), [Claim(Kind.CPU, 2, 3)])
     root, linux = CellSeen(0, "root", "running", (0, 2, 3)), CellSeen(1, "linux", "running", (1,))
     view = View(True, True, (root, linux))
-    lines = map_verb._draw("qemu-arm64", str(run_dir), False, view).splitlines()
+    lines = picture.draw("qemu-arm64", ledger.held(), view, svg=False).splitlines()
     assert "  CPU 1   cell linux" in lines
     assert lines[-2:] == [
         "  note: web: its cell 'web' does not exist any more",

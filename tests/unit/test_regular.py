@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backends.guest import elf, nics
-from backends.jailhouse.planner import _check_tree
+from backends.jailhouse.gathering import check_tree
 from backends.xen.notes import is_pv_kernel
 from runphi_async import regular
 from runphi_async.board import loading
@@ -74,7 +74,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "cell verbs": _contents,
     "images": elf.inspect,
     "Xen's notes": is_pv_kernel,
-    "device trees": _check_tree,
+    "device trees": check_tree,
     "network namespaces": namespace,
     "the VMM's status": lambda path: stub.read_status(os.path.dirname(path)),
     "the VMM's pid": lambda path: stub.read_pid(os.path.dirname(path)),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from backends.qemu import again, runstate, virtiofs, words
 from backends.qemu.heard import Heard
 from backends.qemu.runstate import Clock, Standing
-from runphi_async.config.schema import InitSeconds
+from backends.qemu.settings import InitSeconds
 from runphi_async.lifeline import stub
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from backends.qemu import watch
 from backends.qemu.heard import Heard
+from backends.qemu.settings import InitSeconds
 from backends.qemu.watch import RunWatch
 from runphi_async.aio.owned import OwnedTasks
-from runphi_async.config.schema import InitSeconds
 from runphi_async.errors import BackendError
 from tests.unit.consolekit import until
 

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.base import Level
-from backends.xen import examine
+from backends.xen import examine, settings
 from backends.xen.backend import XenBackend
 from backends.xen.hypervisor import Hypervisor
 from backends.xen.plan import XenPlan
 from backends.xen.words import Words
 from backends.xen.xl import Xl
-from runphi_async.config import schema as configuration
 from runphi_async.errors import BackendError, PlanError
 from runphi_async.host.processes import Process
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 from runphi_async.testing.conformance import WatchesByTask
 from runphi_async.testing.life import PATIENCE, Life, not_thought_of
 from runphi_async.testing.xen import FakeXen
+from tests.unit.configkit import config as configured
 from tests.unit.consolekit import until
 from tests.unit.imagekit import pvh_image
 from tests.unit.wishkit import annotated
@@ -66,14 +66,14 @@ def spec(inmate: str, tmp_path: Path) -> GuestSpec:
 
 
 def backend_of(xen: FakeXen, tmp_path: Path, **more: object) -> XenBackend:
-    section = configuration.Xen(
+    section = settings.Xen(
         xl=xen.xl,
         xenstore=xen.socket,
         libxenctrl=False,
         image_dir=str(tmp_path / "images"),
         **more,  # type: ignore[arg-type]
     )
-    return XenBackend(configuration.Config(xen=section))
+    return XenBackend(configured(section))
 
 
 class TestOnFakeXen(WatchesByTask):
@@ -363,8 +363,8 @@ async def test_plans_say_what_is_missing(xen: FakeXen, tmp_path: Path, spec: Gue
 
 
 async def test_a_machine_without_xl(tmp_path: Path, spec: GuestSpec) -> None:
-    section = configuration.Xen(xl="/nonexistent/xl", libxenctrl=False)
-    backend = XenBackend(configuration.Config(xen=section))
+    section = settings.Xen(xl="/nonexistent/xl", libxenctrl=False)
+    backend = XenBackend(configured(section))
     with pytest.raises(BackendError, match="cannot run /nonexistent/xl: no such file or directory"):
         await backend.probe()
 

@@ -12,8 +12,8 @@ from backends.xen import generator, xlcfg
 from backends.xen import plan as planner
 from backends.xen import wishes as own
 from backends.xen.machine import HostFacts, Pool
+from backends.xen.settings import Xen
 from backends.xen.states import parse_pools
-from runphi_async.config.schema import Xen
 from runphi_async.errors import PlanError
 from runphi_async.host.nic import Link
 from runphi_async.partition.channels import Channel

@@ -16,7 +16,7 @@ from backends.guest import initrd
 from backends.qemu import comm, plan
 from backends.qemu.accel import decide, proof
 from backends.qemu.boot import GUEST_INITRD
-from runphi_async.config.schema import Qemu
+from backends.qemu.settings import Qemu
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from runphi_async.config.loading import ACCEL_VARIABLE, PATH_VARIABLE
+from backends.qemu.settings import ACCEL_VARIABLE
+from runphi_async.config.loading import PATH_VARIABLE
 from runphi_async.doctor.report import save
 from runphi_async.doctor.text import Secrets, Section, render
 from runphi_async.errors import RunphiError

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m backends.qemu.prove``: prove the accelerator now and say what came out, as ``bin/prepare-guest`` does."""
+"""``python -m runphi_async.doctor.prove``: prove the accelerator and say what came out; for ``bin/prepare-guest``."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 
+from backends.configured import load
 from backends.qemu.backend import QemuBackend
-from runphi_async.config import loading
 from runphi_async.errors import RunphiError
 
 
 async def _main() -> int:
     try:
-        backend = QemuBackend(loading.load(os.environ.get(loading.PATH_VARIABLE)), "")
+        backend = QemuBackend(load(), "")
         found = await backend.accelerators()
     except RunphiError as exc:
         sys.stderr.write(f"{exc}\n")
