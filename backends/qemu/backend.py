@@ -13,13 +13,11 @@ import msgspec
 
 from backends.base import Capabilities, Finding, Level
 from backends.guest import nics
-from backends.qemu import accel, virtiofsd
-from backends.qemu import plan as planning
-from backends.qemu.driver import QMP_FD, QemuDriver
-from backends.qemu.machine import QemuPlan
-from backends.qemu.memory import Memory
+from backends.qemu import accel, gathering, generator, virtiofsd
+from backends.qemu.comm import QMP_FD
+from backends.qemu.driver import QemuDriver
+from backends.qemu.plan import QemuPlan
 from backends.qemu.settings import Qemu
-from backends.qemu.virtiofs import Share
 from runphi_async.errors import BackendError
 from runphi_async.host import nic
 from runphi_async.partition.spec import GuestKind
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 log = logging.getLogger(__name__)
-_decoder = msgspec.json.Decoder(Memory)
+_decoder = msgspec.json.Decoder(QemuPlan)
 #: Where daemons look for programs when the starter's PATH says nothing useful.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -141,7 +139,7 @@ class QemuBackend:
         binaries = self._binaries()
         found = await self._accelerator(binaries, linux=spec.kind is not GuestKind.INMATE)
         facts = await anyio.to_thread.run_sync(
-            lambda: planning.gather(
+            lambda: gathering.gather(
                 spec,
                 accel=found.name,
                 binaries=binaries,
@@ -151,9 +149,9 @@ class QemuBackend:
                 accel_reason=found.reason,
             )
         )
-        made = planning.plan(spec, facts, self._config)
+        made = generator.plan(spec, facts, self._config)
         # where KVM was demanded, software in its place would be a broken promise
-        return planning.with_second_try(made, spec, facts, self._config) if self._config.accel == "auto" else made
+        return generator.with_second_try(made, spec, facts, self._config) if self._config.accel == "auto" else made
 
     async def _blame(self, reason: str) -> None:
         """KVM failed a guest that ran in software: no guest gets it again on this boot."""
@@ -167,33 +165,16 @@ class QemuBackend:
     def driver(self, plan: PartitionPlan, directory: str) -> QemuDriver:
         """Return the driver of a new guest."""
         assert isinstance(plan, QemuPlan)
-        return QemuDriver(_memory(plan), directory, plan, self._config, self._blame)
+        return QemuDriver(plan, directory, self._config, self._blame)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
         assert isinstance(plan, QemuPlan)
-        return msgspec.Raw(msgspec.json.encode(_memory(plan)))
+        return msgspec.Raw(msgspec.json.encode(plan.kept()))
 
     def recall(self, plan: msgspec.Raw, directory: str) -> QemuDriver:
         """Return the driver of an older guest."""
-        return QemuDriver(_decoder.decode(plan), directory, None, self._config, self._blame)
-
-
-def _memory(plan: QemuPlan) -> Memory:
-    share = Share(plan.virtiofs, plan.binds) if plan.virtiofs else None
-    console = next((channel for channel in plan.channels if channel.name == plan.console), None)
-    return Memory(
-        kind=plan.kind,
-        arch=plan.arch,
-        vcpus=plan.vcpus,
-        pins=plan.pins,
-        share=share,
-        console=console,
-        net=bool(plan.macs),
-        accel=plan.accel,
-        again=bool(plan.again),
-        vouched=plan.vouched,
-    )
+        return QemuDriver(_decoder.decode(plan), directory, self._config, self._blame)
 
 
 def backend(config: Config, run_dir: str) -> QemuBackend:

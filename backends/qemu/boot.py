@@ -18,16 +18,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from backends.guest import initrd as initrds
 from backends.qemu.machine import VIRT_DTB_END, VIRT_LOAD_ADDRESS, VIRT_RAM_BASE, Machine, value
 from runphi_async.errors import PlanError
+from runphi_async.partition import boot as boots
 from runphi_async.partition import mem
 from runphi_async.partition.image import Handed, ImageFormat
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
+    from backends.qemu.machine import HostFacts
     from runphi_async.partition.boot import Boot
     from runphi_async.partition.image import ImageFacts
     from runphi_async.partition.mem import Memory
+    from runphi_async.partition.mounts import Mounts
+    from runphi_async.partition.net import Network
     from runphi_async.partition.spec import GuestSpec
 
 #: the RAM disk of a Linux guest in the record directory: ours plus the container's own settings
@@ -48,6 +53,11 @@ _GUEST_CMDLINE: Final = {
     "x86_64": "console=ttyS0 no_timer_check quiet loglevel=4 panic=-1",
     "aarch64": "console=ttyAMA0 quiet loglevel=4 panic=-1",
 }
+
+
+def choose(spec: GuestSpec, facts: HostFacts) -> Boot:
+    """Choose image and architecture."""
+    return boots.decide(spec, facts.image, facts.kernel, facts.arch)
 
 
 def machine(spec: GuestSpec, boot: Boot, accel: str) -> Machine:
@@ -191,6 +201,15 @@ def handed(spec: GuestSpec, boot: Boot) -> tuple[Handed, ...]:
     if spec.dtb is not None:
         files.append(Handed(DTB, spec.dtb))
     return tuple(files)
+
+
+def files(spec: GuestSpec, facts: HostFacts, mounted: Mounts, network: Network) -> dict[str, bytes]:
+    """The RAM disk of a Linux guest: our init, and what it shall run."""
+    if spec.kind is not GuestKind.LINUX:
+        return {}
+    process, base = boots.linux_process(spec, facts.initrd, "qemu.initrd")
+    conf = initrds.container_conf(process, readonly=spec.readonly_root, mounts=mounted.guest, net=bool(network.macs))
+    return {GUEST_INITRD: initrds.with_conf(base, conf)}
 
 
 def _of_the_image(spec: GuestSpec) -> bool:

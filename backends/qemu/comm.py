@@ -10,14 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from consoles.sharedmem.shmfiles import LINK
+from runphi_async.lifeline import stub
+from runphi_async.partition import comm
 
 if TYPE_CHECKING:
     from runphi_async.partition.comm import Channels
+    from runphi_async.partition.spec import GuestSpec
 
 #: FIFO pairs <name>.in and <name>.out
 CONSOLE: Final = "con"
 EVENTS: Final = "ev"
 CONTROL: Final = "ctl"
+#: descriptor of the listening QMP socket in QEMU: the first of ours
+QMP_FD: Final = stub.FIRST_EXTRA
 QMP_SOCKET: Final = "qmp.sock"
 #: names of the virtio ports our init opens
 CONSOLE_PORT: Final = "org.runphi.console"
@@ -25,6 +30,15 @@ CONTROL_PORT: Final = "org.runphi.control"
 KERNEL_LOG: Final = "klog"
 #: a boot's worth of kernel messages; a power of two, as the ring needs
 KERNEL_LOG_BYTES: Final = 65536
+
+
+def choose(spec: GuestSpec) -> Channels:
+    """Decide which channels lead into the guest.
+
+    :raises PlanError: one cannot be had here.
+    """
+    comm.refuse_vchan(spec)
+    return comm.decide(spec)
 
 
 def args(channels: Channels, transport: str, qmp_fd: int | None = None) -> list[str]:

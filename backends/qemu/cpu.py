@@ -9,10 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backends.qemu.machine import accel_for
+from runphi_async.partition import cpu as counts
 
 if TYPE_CHECKING:
     from backends.qemu.machine import HostFacts
     from runphi_async.partition.cpu import Cpus
+    from runphi_async.partition.spec import GuestSpec
+
+
+def choose(spec: GuestSpec, facts: HostFacts) -> Cpus:
+    """Decide how many vCPUs the guest has, and where."""
+    return counts.decide(spec, facts.online_cpus)
 
 
 def args(cpus: Cpus, arch: str, facts: HostFacts) -> list[str]:

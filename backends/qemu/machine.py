@@ -12,7 +12,6 @@ import msgspec
 
 from runphi_async.host.nic import Link
 from runphi_async.partition.image import ImageFacts
-from runphi_async.partition.spec import PartitionPlan
 
 if TYPE_CHECKING:
     from runphi_async.partition.mem import PerKind
@@ -63,23 +62,6 @@ class HostFacts(msgspec.Struct, frozen=True):
     no_taps: str = ""
     #: why it is this accelerator
     accel_reason: str = ""
-
-
-class QemuPlan(PartitionPlan, frozen=True, omit_defaults=True):
-    """A plan with what is to be known of QEMU's own failures."""
-
-    #: "kvm" or "tcg"
-    accel: str = "tcg"
-    #: command line of a second try in software, should KVM fail before anything of the container ran
-    again: tuple[str, ...] = ()
-    #: kernel and command line are the configured ones: when they fail on KVM and run in software, KVM is to blame
-    vouched: bool = False
-
-    def conf(self) -> tuple[str, ...]:
-        """Say that there is a second command line, and show it."""
-        if not self.again:
-            return ()
-        return (f"# if KVM fails before the guest's init, once more in software: {' '.join(self.again)}",)
 
 
 class PlanConfig(Protocol):

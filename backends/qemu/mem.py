@@ -5,12 +5,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from runphi_async.partition import mem as sizes
 from runphi_async.units import MIB
 
 if TYPE_CHECKING:
+    from backends.qemu.machine import HostFacts, PlanConfig
     from runphi_async.partition.mem import Memory
+    from runphi_async.partition.spec import GuestSpec
 
 BACKEND_ID: Final = "mem"
+
+
+def choose(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> Memory:
+    """Decide how much the guest gets."""
+    return sizes.decide(spec, facts.page_size, config.memory_default, config.memory_minimum)
 
 
 def machine_options(shared: bool) -> list[str]:

@@ -7,13 +7,31 @@ packet passes through QEMU itself, which is in the container's cgroup; vhost wou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from backends.qemu.machine import Machine
+from runphi_async.lifeline import stub
+from runphi_async.partition import net
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
+    from backends.qemu.machine import HostFacts
     from runphi_async.partition.net import Network
+    from runphi_async.partition.spec import GuestSpec
+
+#: descriptor of the first tap in QEMU where no QMP socket lies in front of it
+FIRST_TAP_FD: Final = stub.FIRST_EXTRA
+
+
+def choose(spec: GuestSpec, facts: HostFacts) -> Network:
+    """Decide whether the guest gets interfaces, and how many.
+
+    :raises PlanError: it asks for a network that it cannot have.
+    """
+    network = net.decide(spec, facts.links, facts.no_taps)
+    return msgspec.structs.replace(network, explain=(*network.explain, *net.explain_netconf(spec)))
 
 
 def transport(kind: GuestKind, machine: Machine, usual: str) -> str:
@@ -21,15 +39,16 @@ def transport(kind: GuestKind, machine: Machine, usual: str) -> str:
     return "device" if kind is GuestKind.INMATE and machine in (Machine.MICROVM, Machine.VIRT) else usual
 
 
-def args(network: Network, kind: GuestKind, machine: Machine, usual: str, first_fd: int) -> list[str]:
+def args(network: Network, kind: GuestKind, machine: Machine, usual: str, qmp_fd: int | None) -> list[str]:
     """Network devices.
 
     :param usual: suffix of virtio devices on this machine, as in ``comm.args``.
-    :param first_fd: descriptor of the first tap in QEMU; the others follow.
+    :param qmp_fd: as in ``comm.args``; the taps follow.
     """
     # -nodefaults already leaves QEMU's default network card out: "none" is for readers
     if not network.macs:
         return ["-nic", "none"]
+    first_fd = FIRST_TAP_FD if qmp_fd is None else qmp_fd + 1
     suffix = transport(kind, machine, usual)
     # no boot from the network
     rom = ",romfile=" if suffix == "pci" else ""

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from backends.base import Evidence
-from backends.qemu import again, runstate, words
+from backends.qemu import again, runstate, settling, words
 from backends.qemu.again import Again
 from backends.qemu.runstate import Standing
 from runphi_async.lifeline import stub
@@ -18,15 +17,8 @@ from runphi_async.lifeline import stub
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from backends.base import Told, Verdict
-    from backends.qemu.heard import Heard
-    from backends.qemu.memory import Memory
-    from backends.qemu.monitor import Monitor
-    from backends.qemu.remains import Remains
-    from backends.qemu.taps import Taps
-    from backends.qemu.virtiofs import Server
-    from backends.qemu.wires import Wires
-    from runphi_async.host.processes import Process
+    from backends.qemu.beside import Beside
+    from backends.qemu.vmm import Vmm
 
 log = logging.getLogger(__name__)
 
@@ -35,114 +27,53 @@ async def unblamed(reason: str) -> None:
     """Nobody keeps accounts of KVM's failures."""
 
 
-class Vmm(Protocol):
-    """What is known of the VMM of a guest, be it the first or the second, to those who look after it."""
-
-    name: str
-    #: the second VMM is up to the stub, or runs
-    second: bool
-    monitor: Monitor
-    remains: Remains
-
-    @property
-    def told(self) -> Told | None:
-        """Who hears of the guest; None when its end was told."""
-        ...
-
-    @property
-    def heard(self) -> Heard:
-        """What was heard of it."""
-        ...
-
-    @property
-    def vmm_ended(self) -> bool:
-        """Whether it has ended and its status is known."""
-        ...
-
-
-class Driven(Vmm, Protocol):
-    """The driver of the guest, as its second try needs it."""
-
-    directory: str
-    memory: Memory
-    wires: Wires
-    share: Server | None
-    nics: Taps | None
-
-    @property
-    def destroyed(self) -> bool:
-        """Whether the guest is to end."""
-        ...
-
-    def verdict(self, evidence: Evidence) -> Verdict:
-        """Weigh what is known."""
-        ...
-
-    def hold_vmm(self) -> Process | None:
-        """Return the VMM's process, None where it is gone or not there yet."""
-        ...
-
-    def renew(self) -> None:
-        """A second VMM takes the place of the first: let go of that."""
-        ...
-
-    async def new_monitor(self) -> None:
-        """Connect to the second VMM from now on."""
-        ...
-
-    async def begun(self) -> bool:
-        """Wait for the VMM that is up to the stub; False: the guest is over, or to be."""
-        ...
-
-    async def begin(self) -> None:
-        """Let the guest run."""
-        ...
-
-
 class SecondTry:
     """What the watch over a guest carries out when the first VMM has failed it.
 
+    :param begin: lets the guest run.
     :param blame: told why KVM failed a guest which then ran in software.
     """
 
-    def __init__(self, driver: Driven, blame: Callable[[str], Awaitable[None]] = unblamed) -> None:
-        self._driver = driver
+    def __init__(
+        self,
+        vmm: Vmm,
+        beside: Beside,
+        begin: Callable[[], Awaitable[None]],
+        blame: Callable[[str], Awaitable[None]] = unblamed,
+    ) -> None:
+        self._vmm = vmm
+        self._beside = beside
+        self._begin = begin
         self._tell_blame = blame
 
     @property
     def is_safe(self) -> bool:
         """Whether nothing of the container has run, nobody wants its end, and there was no second try yet."""
-        driver = self._driver
-        return (
-            driver.memory.again
-            and not driver.second
-            and not driver.destroyed
-            and not driver.heard.reached
-            and driver.told is not None
-        )
+        vmm = self._vmm
+        return vmm.has_spare and not vmm.is_doomed and not vmm.heard.reached and vmm.told is not None
 
     def reason(self) -> str:
         """Say why the first VMM ended, or is about to, "" where somebody ended it."""
-        driver = self._driver
-        if not runstate.is_kvms(stub.read_status(driver.directory), driver.heard.events):
+        vmm = self._vmm
+        if not runstate.is_kvms(stub.read_status(vmm.directory), vmm.heard.events):
             return ""
-        return driver.verdict(Evidence(None, 0, driver.heard.started)).reason
+        return settling.weigh(vmm, Evidence(None, 0, vmm.heard.started)).reason
 
     def decided(self) -> Again | None:
         """Return what was decided."""
-        return again.load(self._driver.directory)
+        return again.load(self._vmm.directory)
 
     def decide(self, reason: str, started: bool) -> bool:
         """Decide for a second try, where one is safe, and end the first VMM, if it has not by itself."""
-        driver = self._driver
+        vmm = self._vmm
         if not reason or not self.is_safe:
             return False
         if self.decided() is None:
-            whole = reason + words.of_kernel(driver.remains.kernel_lines())
-            again.save(driver.directory, Again(whole, started or driver.heard.started))
-            log.warning("%s: %s: starting it once more on TCG", driver.name, whole)
-        if not driver.vmm_ended and (vmm := driver.hold_vmm()) is not None:
-            vmm.send(9)
+            whole = reason + words.of_kernel(vmm.remains.kernel_lines())
+            again.save(vmm.directory, Again(whole, started or vmm.heard.started))
+            log.warning("%s: %s: starting it once more on TCG", vmm.name, whole)
+        if not vmm.ended and (process := vmm.hold()) is not None:
+            process.send(9)
         return True
 
     async def hand_over(self, decided: Again) -> None:
@@ -150,43 +81,39 @@ class SecondTry:
 
         :raises BackendError: the file server cannot be started.
         """
-        driver = self._driver
-        ends = driver.wires.ends()
-        share = driver.memory.share
-        if driver.share is not None and share is not None:
-            await asyncio.to_thread(driver.share.stop)
-            await asyncio.to_thread(driver.share.start, share.path, share.binds)
-            if driver.told is not None:
-                await driver.told.enrol(driver.share.pids())
-        if driver.destroyed:
+        vmm = self._vmm
+        ends = vmm.wires.ends()
+        helpers = await self._beside.serve_again()
+        if helpers and vmm.told is not None:
+            await vmm.told.enrol(helpers)
+        if vmm.is_doomed:
             return
         # From here to the stub's word nobody else has a turn.
-        driver.wires.rewind()
-        again.save(driver.directory, msgspec.structs.replace(decided, events_from=ends[0], control_from=ends[1]))
-        driver.wires.listen_anew(ends)
-        driver.renew()
-        again.hand_over(driver.directory)
-        await driver.new_monitor()
-        if driver.told is not None:
-            driver.told.again(decided.reason)
+        vmm.wires.rewind()
+        again.save(vmm.directory, msgspec.structs.replace(decided, events_from=ends[0], control_from=ends[1]))
+        vmm.wires.listen_anew(ends)
+        vmm.renew()
+        again.hand_over(vmm.directory)
+        await vmm.new_monitor()
+        if vmm.told is not None:
+            vmm.told.again(decided.reason)
 
     async def take_up(self, decided: Again) -> None:
         """Wait for the second VMM, and bring it to where the first one stood.
 
         :raises BackendError: it does not answer.
         """
-        driver = self._driver
-        if not await driver.begun():
+        vmm = self._vmm
+        if not await vmm.begun():
             return
-        driver.monitor.connect_soon()
-        if driver.nics is not None:
-            await asyncio.to_thread(driver.nics.take_up, stub.read_pid(driver.directory))
-        state = runstate.status_of(await driver.monitor.execute("query-status"))
+        vmm.monitor.connect_soon()
+        await self._beside.take_up(stub.read_pid(vmm.directory))
+        state = runstate.status_of(await vmm.monitor.execute("query-status"))
         if runstate.standing(state) is Standing.BEFORE and decided.started:
-            await driver.begin()
+            await self._begin()
 
     async def blame(self) -> None:
         """The guest's kernel has come to our init: if only in software, KVM is to blame."""
-        decided = self.decided() if self._driver.second else None
-        if decided is not None and self._driver.memory.vouched:
+        decided = self.decided() if self._vmm.second else None
+        if decided is not None and self._vmm.plan.vouched:
             await self._tell_blame(decided.reason)

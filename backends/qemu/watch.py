@@ -12,17 +12,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from backends.qemu import comm, runstate
 from backends.qemu.runstate import Clock, Standing
-from backends.qemu.second import Vmm
 from runphi_async.errors import BackendError
+from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
     from backends.qemu.again import Again
     from backends.qemu.second import SecondTry
     from backends.qemu.settings import InitSeconds
+    from backends.qemu.vmm import Vmm
     from runphi_async.aio.owned import OwnedTasks
 
 log = logging.getLogger(__name__)
@@ -53,54 +54,23 @@ TELLING: Final = frozenset(
 ANOTHER: Final = "another monitor"
 
 
-class Watched(Vmm, Protocol):
-    """The driver of the guest, as the watch over it needs it."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the end was told."""
-        ...
-
-    @property
-    def is_monitored(self) -> bool:
-        """Whether there is a QEMU that could answer."""
-        ...
-
-    def destroy(self) -> None:
-        """Kill QEMU."""
-        ...
-
-    def fail(self, reason: str) -> None:
-        """Destroy a guest that will never run (again), and remember why."""
-        ...
-
-    def over(self) -> None:
-        """The guest has ended."""
-        ...
-
-    async def ended_within(self, seconds: float) -> bool:
-        """Wait a moment for the first VMM's end; False: it lives, or has been replaced already."""
-        ...
-
-
 class RunWatch:
     """The watch over one guest.
 
     :param second: the steps of a second try.
-    :param kernel: whether the guest has a deadline to reach our init.
-    :param accel: what its VMM runs on.
+    :param seconds: how long the guest's kernel may take to reach our init, where it has one.
     :ivar wish: what we asked QEMU for last; None: an earlier supervisor did.
     :ivar turn: held by whoever asks QEMU to run or to stand, and during a look, so that a look sees no halves.
     """
 
-    def __init__(self, driver: Watched, second: SecondTry, *, kernel: bool, accel: str, seconds: InitSeconds) -> None:
+    def __init__(self, vmm: Vmm, second: SecondTry, seconds: InitSeconds) -> None:
         self.wish: Standing | None = Standing.BEFORE
         self.turn = asyncio.Lock()
         self.clock = Clock()
-        self.accel = accel
-        self._kernel = kernel
+        self.accel = vmm.plan.accel
+        self._kernel = vmm.plan.kind is GuestKind.LINUX
         self._seconds = seconds
-        self._driver = driver
+        self._vmm = vmm
         self._second = second
         self._news = asyncio.Event()
         self._tried = asyncio.Event()
@@ -133,7 +103,7 @@ class RunWatch:
         now = time.monotonic()
         self.clock = self.clock.go(now) if wish is Standing.RUNNING else self.clock.stand(now)
         if self._pending:
-            self._driver.remains.keep_clock(self.clock)
+            self._vmm.remains.keep_clock(self.clock)
 
     def restart(self, accel: str) -> None:
         """Another VMM takes the place of the first."""
@@ -155,13 +125,13 @@ class RunWatch:
 
     async def rescued(self, reason: str) -> bool:
         """The first VMM cannot be started: whether a second one is there in its place."""
-        driver = self._driver
-        if await driver.ended_within(CLOSING_PATIENCE):  # it has an own reason, or somebody had one to end it
+        vmm = self._vmm
+        if await vmm.ended_within(CLOSING_PATIENCE):  # it has an own reason, or somebody had one to end it
             reason = self._second.reason()
-        if not driver.second and self._second.decided() is None and not self._try_again(reason):
+        if not vmm.second and self._second.decided() is None and not self._try_again(reason):
             return False
         await self._tried.wait()
-        return driver.second and not driver.is_over
+        return vmm.second and not vmm.is_over
 
     async def close(self) -> None:
         """Stop watching."""
@@ -175,7 +145,7 @@ class RunWatch:
 
     @property
     def _pending(self) -> bool:
-        return self._kernel and not self._driver.heard.reached
+        return self._kernel and not self._vmm.heard.reached
 
     @property
     def limit(self) -> float:
@@ -192,7 +162,7 @@ class RunWatch:
 
     async def _run(self) -> None:
         try:
-            while not self._driver.is_over:
+            while not self._vmm.is_over:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._patience()):
                         await self._news.wait()
@@ -202,33 +172,33 @@ class RunWatch:
             self._tried.set()
 
     async def _look(self) -> None:
-        driver = self._driver
+        vmm = self._vmm
         if self._left is not None:
             left, self._left = self._left, None
             await self._bring_up(left)
-        elif driver.vmm_ended:
+        elif vmm.ended:
             await self._after_the_first()
         elif not self._given_up:
             await self._look_at_living()
 
     async def _look_at_living(self) -> None:
-        driver = self._driver
-        if self._kernel and driver.heard.reached and not self._blamed:
+        vmm = self._vmm
+        if self._kernel and vmm.heard.reached and not self._blamed:
             self._blamed = True
             await self._second.blame()
         if self._ending is not None and time.monotonic() >= self._ending:
-            log.warning("%s: QEMU said that it ends, and did not: destroying it", driver.name)
+            log.warning("%s: QEMU said that it ends, and did not: destroying it", vmm.name)
             self._given_up = True
-            driver.destroy()
+            vmm.destroy()
             return
         status = ""
         async with self.turn:
-            if driver.is_monitored:
+            if vmm.is_monitored:
                 status = await self._status()
             found = runstate.standing(status)
             self._take(found)
         if found is Standing.FAILED:
-            await self._fail(runstate.failure(status, driver.remains.vmm_log()))
+            await self._fail(runstate.failure(status, vmm.remains.vmm_log()))
         elif found is Standing.ENDING and self._kernel:
             await self._end()
         elif self._pending and self.clock.left(time.monotonic(), self.limit) == 0.0:
@@ -236,12 +206,12 @@ class RunWatch:
 
     async def _status(self) -> str:
         try:
-            return runstate.status_of(await self._driver.monitor.execute("query-status", patience=LOOK_PATIENCE))
+            return runstate.status_of(await self._vmm.monitor.execute("query-status", patience=LOOK_PATIENCE))
         except BackendError:
             return ""  # it is gone, which we are told by others, or it hangs
 
     def _take(self, found: Standing) -> None:
-        told = self._driver.told
+        told = self._vmm.told
         if found is Standing.ENDING:
             self._expect_end()
         if told is None or self.wish is Standing.BEFORE or not runstate.is_news(self.wish, found):
@@ -258,27 +228,27 @@ class RunWatch:
         """The guest will never run (again): end its VMM, and try once more where that is safe."""
         await self._keep_kernel_log()
         if not self._try_again(reason):
-            log.warning("%s: %s", self._driver.name, reason)
+            log.warning("%s: %s", self._vmm.name, reason)
             self._given_up = True
-            self._driver.fail(reason)
+            self._vmm.fail(reason)
 
     async def _end(self) -> None:
         """The guest's kernel has ended the machine. QEMU waits, so that it can be asked for the kernel's last words."""
         await self._keep_kernel_log()
         if not self._try_again(self._second.reason()):
             self._given_up = True
-            self._driver.destroy()
+            self._vmm.destroy()
 
     async def _keep_kernel_log(self) -> None:
         if not self._kernel:
             return
         try:
-            text = await self._driver.monitor.execute(
+            text = await self._vmm.monitor.execute(
                 "ringbuf-read", patience=WORDS_PATIENCE, device=comm.KERNEL_LOG, size=comm.KERNEL_LOG_BYTES
             )
         except BackendError:
             return
-        self._driver.remains.keep_kernel_log(text if isinstance(text, str) else "")
+        self._vmm.remains.keep_kernel_log(text if isinstance(text, str) else "")
 
     # Section: the second try
 
@@ -291,31 +261,31 @@ class RunWatch:
 
     async def _after_the_first(self) -> None:
         """The VMM has ended. It may have been the first of two."""
-        driver = self._driver
+        vmm = self._vmm
         decided = self._second.decided()
         if decided is None and self._try_again(self._second.reason()):
             decided = self._second.decided()
-        if decided is not None and not self._second.is_safe and not driver.second:
-            driver.fail(decided.reason)  # init spoke its first word just then
+        if decided is not None and not self._second.is_safe and not vmm.second:
+            vmm.fail(decided.reason)  # init spoke its first word just then
         if decided is None or not self._second.is_safe:
-            driver.over()
+            vmm.over()
             return
         try:
             async with self.turn:
                 await self._second.hand_over(decided)
         except BackendError as exc:
-            driver.fail(f"{decided.reason}; there can be no second try: {exc.msg}")
-            driver.over()
+            vmm.fail(f"{decided.reason}; there can be no second try: {exc.msg}")
+            vmm.over()
             return
         await self._bring_up(decided)
 
     async def _bring_up(self, decided: Again) -> None:
-        driver = self._driver
+        vmm = self._vmm
         try:
             async with self.turn:
                 await self._second.take_up(decided)
         except BackendError as exc:
-            if not driver.vmm_ended:  # else it says itself how
-                driver.fail(f"cannot start the guest on TCG either: {exc.msg}")
+            if not vmm.ended:  # else it says itself how
+                vmm.fail(f"cannot start the guest on TCG either: {exc.msg}")
         finally:
             self._tried.set()

@@ -4,33 +4,28 @@
 from __future__ import annotations
 
 import os
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
 from backends.base import Capabilities, Finding, Level
+from backends.xen import asking, generator, wishes
 from backends.xen import examine as examining
-from backends.xen import generator, net, wishes
 from backends.xen import hypervisor as hypervisors
-from backends.xen.driver import Memory, Tools, XenDriver
-from backends.xen.gathering import XlInfo, gather, has_hvm
-from backends.xen.hypervisor import Hypervisor
+from backends.xen.driver import XenDriver
+from backends.xen.gathering import gather
 from backends.xen.plan import XenPlan
 from backends.xen.settings import Xen
-from backends.xen.states import parse_pools
+from backends.xen.tools import Tools
 from backends.xen.xenstore import PLACES, XenStore
-from backends.xen.xl import Xl
 from runphi_async.errors import BackendError
 
 if TYPE_CHECKING:
-    from backends.xen.machine import Pool
     from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
-_decoder = msgspec.json.Decoder(Memory)
-_INFO: Final = re.compile(r"^(\w+)\s*: ?(.*)$", re.MULTILINE)
+_decoder = msgspec.json.Decoder(XenPlan)
 
 
 class XenBackend:
@@ -40,14 +35,13 @@ class XenBackend:
 
     def __init__(self, config: Config) -> None:
         self._config = config.of(Xen)
-        self._hypervisor: Hypervisor | None = None
+        self._hypervisor: hypervisors.Hypervisor | None = None
         self._info: dict[str, str] = {}
 
-    def _xen(self) -> Hypervisor:
+    def _xen(self) -> hypervisors.Hypervisor:
         """Return the hypervisor; libxenctrl is opened when it is first needed."""
         if self._hypervisor is None:
-            xc = hypervisors.find_xc() if self._config.libxenctrl else None
-            self._hypervisor = Hypervisor(Xl(self._config.xl), xc)
+            self._hypervisor = hypervisors.opened(self._config.xl, libxenctrl=self._config.libxenctrl)
         return self._hypervisor
 
     async def _connect(self) -> XenStore:
@@ -58,7 +52,7 @@ class XenBackend:
         info = await self._facts()
         (await self._connect()).close()
         version = f"{info.get('xen_major', '?')}.{info.get('xen_minor', '?')}"
-        kinds = ", ".join(["pv", *(["pvh", "hvm"] if has_hvm(info) else [])])
+        kinds = ", ".join(["pv", *(["pvh", "hvm"] if asking.has_hvm(info) else [])])
         return Capabilities(f"Xen {version}, {info.get('xen_scheduler', '?')}: {kinds}", (os.uname().machine,))
 
     async def examine(self) -> list[Finding]:
@@ -76,31 +70,22 @@ class XenBackend:
         files = (("kernel", self._config.kernel), ("RAM disk", self._config.initrd))
         missing = await anyio.to_thread.run_sync(examining.missing_files, files)
         consoles = examining.judge_consoles(daemon)
-        missing += examining.judge_network(net.obstacle())
+        missing += examining.judge_network()
         return [Finding(Level.OK, self.name, able.summary), consoles, memory, pools, *missing]
 
     async def _facts(self) -> dict[str, str]:
         """Ask ``xl info`` once; it needs dom0."""
         if not self._info:
-            text = await self._xen().xl.must("ask Xen what it is", "info")
-            self._info = dict(_INFO.findall(text))
+            self._info = await asking.info(self._xen())
         return self._info
 
     async def plan(self, spec: GuestSpec) -> XenPlan:
         """Gather what the plan needs to know and decide."""
         asked = wishes.read(spec.own)
-        told = XlInfo(await self._facts(), await self._xen().free_memory(), await self._pools(asked.pool))
+        told = await asking.ask(self._xen(), await self._facts(), asked.pool)
         config = self._config
         facts, pv_note = await anyio.to_thread.run_sync(gather, spec, asked, told, config.kernel, config.initrd)
         return generator.plan(spec, asked, facts, config, pv_note=pv_note)
-
-    async def _pools(self, wanted: str | None) -> tuple[Pool, ...]:
-        """Return the cpupools, if the container asks for one: that costs two processes."""
-        if wanted is None:
-            return ()
-        xl = self._xen().xl
-        table = await xl.must("list the cpupools", "cpupool-list")
-        return parse_pools(table, await xl.must("list the CPUs of the cpupools", "cpupool-list", "-c"))
 
     async def claim(self, spec: GuestSpec, plan: PartitionPlan, owner: str) -> PartitionPlan:
         """Return the plan: the hypervisor shares out what a domain needs."""
@@ -109,19 +94,16 @@ class XenBackend:
     def driver(self, plan: PartitionPlan, directory: str) -> XenDriver:
         """Return the driver of a new guest."""
         assert isinstance(plan, XenPlan)
-        return XenDriver(self._memory(plan), directory, self._tools(), plan)
+        return XenDriver(plan, directory, self._tools(), fresh=True)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
         assert isinstance(plan, XenPlan)
-        return msgspec.Raw(msgspec.json.encode(self._memory(plan)))
+        return msgspec.Raw(msgspec.json.encode(plan.kept()))
 
     def recall(self, plan: msgspec.Raw, directory: str) -> XenDriver:
         """Return the driver of an older guest."""
-        return XenDriver(_decoder.decode(plan), directory, self._tools())
-
-    def _memory(self, plan: XenPlan) -> Memory:
-        return Memory(kind=plan.kind, disk_dir=plan.disk_dir, net=bool(plan.macs))
+        return XenDriver(_decoder.decode(plan), directory, self._tools(), fresh=False)
 
     def _tools(self) -> Tools:
         return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds, self._config.stop_seconds)

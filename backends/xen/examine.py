@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from backends.base import Finding, Level
 from backends.guest import nics
+from backends.xen import net
 from runphi_async import digits
 from runphi_async.units import MIB, human
 
@@ -77,8 +78,9 @@ def judge_pools(text: str) -> Finding:
     return Finding(Level.OK, AREA, f"cpupools: {pools or 'none'}")
 
 
-def judge_network(obstacle: str) -> list[Finding]:
+def judge_network() -> list[Finding]:
     """Say why guests can have no network, if they cannot."""
+    obstacle = net.obstacle()
     if not obstacle:
         return []
     return [Finding(Level.WARNING, AREA, f"cannot give guests a network: {obstacle}", nics.HINT)]

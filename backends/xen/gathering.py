@@ -10,11 +10,11 @@ import contextlib
 import glob
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from backends.guest import elf, nics, rootfs
 from backends.xen import net, notes
-from backends.xen.machine import HostFacts, Pool
+from backends.xen.machine import HostFacts
 from consoles.errors import SourceError
 from consoles.sharedmem import vchan
 from runphi_async import regular
@@ -23,6 +23,7 @@ from runphi_async.partition import boot, mounts
 from runphi_async.partition.spec import GuestKind
 
 if TYPE_CHECKING:
+    from backends.xen.asking import XlInfo
     from backends.xen.wishes import XenWishes
     from runphi_async.partition.spec import GuestSpec
 
@@ -32,29 +33,6 @@ DEVICE_MODELS: Final = ("/usr/libexec/xen-qemu-system-i386", "/usr/lib/xen-*/bin
 XL_PROGRAMS: Final = ("/usr/lib/xen-*/bin/xl", "/usr/sbin/xl", "/usr/local/sbin/xl")
 #: Largest file of which a guest gets a copy: hosts, hostname, resolv.conf.
 _COPY_MAX: Final = 1 << 20
-
-
-class XlInfo(NamedTuple):
-    """What the hypervisor has told of itself.
-
-    :ivar info: what ``xl info`` says.
-    :ivar free: bytes that it can still give.
-    :ivar pools: cpupools, if the container asks for one.
-    """
-
-    info: dict[str, str]
-    free: int
-    pools: tuple[Pool, ...]
-
-    @property
-    def hvm(self) -> bool:
-        """Whether the processor can run PVH and HVM guests."""
-        return has_hvm(self.info)
-
-
-def has_hvm(info: dict[str, str]) -> bool:
-    """Whether ``xl info`` says that the processor can run PVH and HVM guests."""
-    return "hvm" in info.get("virt_caps", "").split() or "hvm-" in info.get("xen_caps", "")
 
 
 def gather(spec: GuestSpec, wishes: XenWishes, told: XlInfo, kernel: str, initrd: str) -> tuple[HostFacts, bool]:

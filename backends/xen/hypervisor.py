@@ -169,3 +169,8 @@ class Hypervisor:
         # A dying domain executes nothing any more: it waits for somebody to let go of its memory.
         if domain is not None and not domain.dying:
             raise explain(f"destroy domain {domain.domid}", answer.err, answer.status)
+
+
+def opened(xl: str, *, libxenctrl: bool) -> Hypervisor:
+    """Return the hypervisor of this machine; ``libxenctrl``: its Python module is used where there is one."""
+    return Hypervisor(Xl(xl), find_xc() if libxenctrl else None)

@@ -7,7 +7,9 @@ What depends on the record directory, which exists only after the plan, and the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from backends.xen import xlcfg
 from backends.xen.boot import GUEST_INITRD, IMAGE
@@ -35,6 +37,10 @@ class XenPlan(PartitionPlan, frozen=True, omit_defaults=True, kw_only=True):
     disk_dir: str | None = None
     #: our init's RAM disk with this container's settings
     initrd: bytes = b""
+
+    def kept(self) -> Self:
+        """Return what stays of it in the record: the RAM disk lies there as a file."""
+        return msgspec.structs.replace(super().kept(), initrd=b"")
 
 
 def domain_name(container_id: str, uuid: str) -> str:

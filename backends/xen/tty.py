@@ -7,15 +7,40 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
+from backends.base import Inheritance
 from backends.xen.console import Bridge
 from consoles.streams.fifo import open_fifo
 from runphi_async.errors import BackendError
+from runphi_async.lifeline.stub import Fd
 
 if TYPE_CHECKING:
     from backends.xen.xenstore import XenStore
 
 #: Seconds until xenconsoled must have made a console; it takes milliseconds.
 CONSOLE_SECONDS: Final = 20.0
+
+
+class KeptInput:
+    """The console's input, which the stub keeps while no supervisor runs."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._fd = -1
+
+    def inheritance(self) -> Inheritance:
+        """Open it, and return it as what the stub is to keep."""
+        dir_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._fd = open_fifo("con.in", dir_fd)
+        finally:
+            os.close(dir_fd)
+        return Inheritance({Fd.EVENTS: self._fd})
+
+    def close(self) -> None:
+        """Let go of our own."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 async def open_console(store: XenStore, home: str, directory: str) -> Bridge:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from anyio import to_thread
+
 from backends.guest.nics import Nics
 from runphi_async.errors import BackendError
 from runphi_async.host import nic
@@ -19,6 +21,8 @@ from runphi_async.host.nic import Tap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backends.xen.xenstore import XenStore
+
 #: Seconds until dom0's kernel must have made a back end; it does so while xl waits for something else.
 APPEARS: Final = 10.0
 _PAUSE: Final = 0.02
@@ -26,6 +30,15 @@ _PAUSE: Final = 0.02
 
 class Vifs(Nics):
     """The back ends of one domain's network cards; gone when the domain is."""
+
+    async def plug(self, store: XenStore, domid: int, macs: tuple[str, ...]) -> None:
+        """Do what xl expects of a hotplug script.
+
+        :raises BackendError: a back end is not there, or cannot be moved.
+        """
+        await to_thread.run_sync(self.take, domid, macs)
+        for number in range(len(macs)):
+            await store.write(status_path(domid, number), b"connected")
 
     def take(self, domid: int, macs: tuple[str, ...]) -> None:
         """Move the back ends of a new domain into the namespace.

@@ -35,14 +35,15 @@ _ID: Final = re.compile(r"[\w+.,-]+", re.ASCII)
 _RESERVED: Final = ("supervisor.", "runc.", "start.", "accel.", "hypervisor.", "ledger.")
 
 
-#: Version of the records, and of the init stub's descriptors, that are made now.
-VERSION: Final = 2
+#: Version of the records, of the plans in them, and of the init stub's descriptors, that are made now.
+VERSION: Final = 3
 
 
 class Record(msgspec.Struct, kw_only=True):
     """All that the supervisor must know again after a restart. Times are seconds since the epoch."""
 
-    #: which descriptor of the init stub is which changes with it: a living guest of another one cannot be adopted
+    #: which descriptor of the init stub is which changes with it, and what a driver remembers: a living guest of
+    #: another one cannot be adopted
     version: int = 1
     id: str
     #: directory name below the run directory

@@ -92,12 +92,6 @@ done
 """
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """What a next supervisor must know of a guest; the rest lies in the record directory."""
-
-    source_console: bool = False
-
-
 class FifoPair(Returning):
     """The script's console as a source that is opened: its two FIFOs."""
 
@@ -117,13 +111,10 @@ class FifoPair(Returning):
 class FakeDriver:
     """Drives one script; see ``backends.base.Driver``."""
 
-    def __init__(
-        self, directory: str, plan: PartitionPlan | None, memory: Memory, patience: float = STOP_SECONDS
-    ) -> None:
-        self.command: tuple[str, ...] = plan.argv if plan is not None else ()
+    def __init__(self, plan: PartitionPlan, directory: str, patience: float = STOP_SECONDS) -> None:
+        self.command = plan.argv
         self.again: tuple[str, ...] = ()
         self.overhead_bytes = OVERHEAD
-        self._source_console = memory.source_console
         self._patience = patience
         self._plan = plan
         self._directory = directory
@@ -145,7 +136,6 @@ class FakeDriver:
 
     async def prepare(self) -> None:
         """Write the script and make the FIFOs."""
-        assert self._plan is not None
         write_files(self._directory, self._plan.files)
         for name in _FIFOS:
             os.mkfifo(name, 0o600, dir_fd=self._dir_fd)
@@ -166,7 +156,7 @@ class FakeDriver:
 
     def console(self) -> FifoPair | None:
         """Return the FIFO pair as a source, if the container asked for that."""
-        return FifoPair(self._directory) if self._source_console else None
+        return FifoPair(self._directory) if "source-console" in self._plan.argv[-1].split() else None
 
     def helpers(self) -> list[int]:
         """Return nothing: there are none."""
@@ -326,19 +316,15 @@ class FakeBackend:
 
     def driver(self, plan: PartitionPlan, directory: str) -> FakeDriver:
         """Return the driver of a new guest."""
-        return FakeDriver(directory, plan, Memory(_source_console(plan)), self._patience)
+        return FakeDriver(plan, directory, self._patience)
 
     def remember(self, plan: PartitionPlan) -> msgspec.Raw:
         """Return what ``recall`` needs."""
-        return msgspec.Raw(msgspec.json.encode(Memory(_source_console(plan))))
+        return msgspec.Raw(msgspec.json.encode(plan.kept()))
 
     def recall(self, plan: msgspec.Raw, directory: str) -> FakeDriver:
         """Return the driver of an older guest."""
-        return FakeDriver(directory, None, msgspec.json.decode(plan, type=Memory), self._patience)
-
-
-def _source_console(plan: PartitionPlan) -> bool:
-    return "source-console" in plan.argv[-1].split()
+        return FakeDriver(msgspec.json.decode(plan, type=PartitionPlan), directory, self._patience)
 
 
 def backend(config: Config, run_dir: str) -> FakeBackend:

@@ -36,7 +36,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellBoard
 
 
 def on(place: CellBoard, console: str) -> GuestSpec:
-    return guest(place, annotations={"org.runphi.console-port": console})
+    return guest(place, console_port=console)
 
 
 class Noted(CellLife):

@@ -19,6 +19,7 @@ from runphi_async.testing.cellboard import TOOL, CellBoard
 from runphi_async.testing.fake_jailhouse import inmates
 from tests.system.cellkit import CellLife, CellPlace, board_here, guest, kill
 from tests.system.place import until
+from tests.unit.wishkit import annotated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -152,7 +153,7 @@ async def test_two_processors_two_cells_and_no_third(board: CellBoard, tmp_path:
     backend = JailhouseBackend(board.config(), str(tmp_path))
     drivers = []
     for number in range(2):
-        spec = motor(board, id=f"m{number}", annotations={"org.runphi.console-port": f"port{number + 1}"})
+        spec = motor(board, id=f"m{number}", console_port=f"port{number + 1}")
         directory = tmp_path / f"m{number}"
         directory.mkdir()
         drivers.append(backend.driver(await backend.claim(spec, await backend.plan(spec), spec.id), str(directory)))
@@ -183,8 +184,7 @@ async def test_coloured_cells_share_a_range(board: CellBoard, tmp_path: Path) ->
     backend = JailhouseBackend(board.config(), str(tmp_path))
     drivers = []
     for number, colors in enumerate(("0-3", "4-7")):
-        wishes = {"org.runphi.colors": colors, "org.runphi.console-port": f"port{number + 1}"}
-        spec = guest(board, id=f"c{number}", annotations=wishes)
+        spec = guest(board, id=f"c{number}", **annotated(colors=colors, console_port=f"port{number + 1}"))
         directory = tmp_path / spec.id
         directory.mkdir()
         drivers.append(backend.driver(await backend.claim(spec, await backend.plan(spec), spec.id), str(directory)))

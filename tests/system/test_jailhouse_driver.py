@@ -322,7 +322,7 @@ async def test_a_cell_that_was_being_made_is_removed(board: CellBoard, tmp_path:
 
 async def test_eight_cells_at_once_have_eight_places(board: CellBoard, tmp_path: Path) -> None:
     backend = JailhouseBackend(board.config(), str(tmp_path))
-    specs = [guest(board, id=f"c{n}", annotations={"org.runphi.console-port": f"port{n}"}) for n in range(1, 9)]
+    specs = [guest(board, id=f"c{n}", console_port=f"port{n}") for n in range(1, 9)]
     plans = [await backend.plan(spec) for spec in specs]  # all of them plan the same place
     assert len({plan.pins for plan in plans}) == 1
     made = await asyncio.gather(*(backend.claim(spec, plan, spec.id) for spec, plan in zip(specs, plans, strict=True)))

@@ -18,8 +18,7 @@ import pytest
 from backends import configured
 from backends.base import Verdict
 from backends.guest import handed
-from backends.qemu import exitcode, virtiofs
-from backends.qemu import plan as planner
+from backends.qemu import exitcode, gathering, generator, virtiofs
 from backends.qemu.settings import Qemu
 from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 
@@ -138,8 +137,8 @@ class Guest:
 def running(record: Path, **asked: Any) -> Iterator[Guest]:
     fields: dict[str, Any] = {"id": "a,b", "kind": GuestKind.INMATE, "rootfs": "/", **asked}
     spec = GuestSpec(**fields)
-    facts = planner.gather(spec, accel="tcg", binaries=BINARIES, kernel=QEMU.kernel, initrd_path=QEMU.initrd)
-    guest = Guest(planner.plan(spec, facts, QEMU), record)
+    facts = gathering.gather(spec, accel="tcg", binaries=BINARIES, kernel=QEMU.kernel, initrd_path=QEMU.initrd)
+    guest = Guest(generator.plan(spec, facts, QEMU), record)
     try:
         guest.start()
         yield guest
@@ -198,8 +197,8 @@ async def test_a_killed_vmm_is_never_success(inmates: Path, tmp_path: Path) -> N
 
 async def test_a_vmm_that_cannot_start_says_why(inmates: Path, tmp_path: Path) -> None:
     spec = GuestSpec(id="c", kind=GuestKind.INMATE, rootfs="/", inmate=str(inmates / "demo-x86_64.elf"))
-    facts = planner.gather(spec, accel="tcg", binaries=BINARIES)
-    plan = planner.plan(spec, facts, QEMU)
+    facts = gathering.gather(spec, accel="tcg", binaries=BINARIES)
+    plan = generator.plan(spec, facts, QEMU)
     guest = Guest(msgspec.structs.replace(plan, handed=()), tmp_path)
     try:
         verdict = await guest.end()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from backends.qemu import plan as planner
+from backends.qemu import generator as planner
 from backends.qemu.machine import HostFacts
 from backends.qemu.settings import Qemu
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backends.qemu.machine import QemuPlan
+from backends.qemu.plan import QemuPlan
 from runphi_async.errors import PlanError
 from runphi_async.host.nic import Link
 from runphi_async.partition import conf

@@ -26,9 +26,10 @@ from runphi_async.container.running import Running
 from runphi_async.errors import StateError
 from runphi_async.host.files import boot_id
 from runphi_async.lifeline import stub
+from runphi_async.partition.spec import PartitionPlan
 from runphi_async.record.lifecycle import Status
 from runphi_async.record.store import MADE, STATE, VERSION, Record, Store
-from runphi_async.testing.backend import FakeBackend, FakeDriver, Memory
+from runphi_async.testing.backend import FakeBackend, FakeDriver
 from tests.unit.clikit import answer
 from tests.unit.containerkit import house
 
@@ -223,11 +224,14 @@ async def test_a_guest_that_does_not_answer_keeps_no_other_waiting(
                 await answers.wait()
             return await super().adopt(told)
 
-        def __init__(self, directory: str) -> None:
-            super().__init__(directory, None, Memory())
+        def __init__(self, plan: PartitionPlan, directory: str) -> None:
+            super().__init__(plan, directory)
             self.directory = directory
 
-    monkeypatch.setattr(FakeBackend, "recall", lambda self, plan, directory: Stuck(directory))
+    def recall(self: FakeBackend, plan: msgspec.Raw, directory: str) -> Stuck:
+        return Stuck(msgspec.json.decode(plan, type=PartitionPlan), directory)
+
+    monkeypatch.setattr(FakeBackend, "recall", recall)
     monkeypatch.setenv(detect.TESTING_VARIABLE, "1")
     async with house(tmp_path) as place:
         for name in ("stuck", "well"):

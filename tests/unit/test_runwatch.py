@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from backends.qemu import watch
@@ -12,24 +13,26 @@ from backends.qemu.settings import InitSeconds
 from backends.qemu.watch import RunWatch
 from runphi_async.aio.owned import OwnedTasks
 from runphi_async.errors import BackendError
+from runphi_async.partition.spec import GuestKind
 from tests.unit.consolekit import until
 
 if TYPE_CHECKING:
     import pytest
 
     from backends.qemu.second import SecondTry
-    from backends.qemu.watch import Watched
+    from backends.qemu.vmm import Vmm
 
 
 class Silent:
-    """A driver whose QEMU runs and answers nothing; its own monitor as well."""
+    """A QEMU that runs and answers nothing; its own monitor as well."""
 
     name = "c1"
+    plan = SimpleNamespace(kind=GuestKind.INMATE, accel="tcg")
     told = None
     second = False
     is_over = False
     is_monitored = True
-    vmm_ended = False
+    ended = False
 
     def __init__(self) -> None:
         self.heard = Heard()
@@ -51,8 +54,7 @@ class Failures(list[str]):
 
 
 def watching(driver: Silent) -> RunWatch:
-    seconds = InitSeconds()
-    return RunWatch(cast("Watched", driver), cast("SecondTry", None), kernel=False, accel="tcg", seconds=seconds)
+    return RunWatch(cast("Vmm", driver), cast("SecondTry", None), InitSeconds())
 
 
 async def test_one_that_said_it_ends_is_helped_though_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

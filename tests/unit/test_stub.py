@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.qemu.driver import QMP_FD
-from backends.qemu.plan import FIRST_TAP_FD
+from backends.qemu.comm import QMP_FD
+from backends.qemu.net import FIRST_TAP_FD
 from runphi_async.lifeline import stub
 from tests.unit.stubkit import SPEAK, living
 

@@ -13,7 +13,7 @@ import tempfile
 from typing import TYPE_CHECKING, Final
 
 from backends.guest import initrd
-from backends.qemu import comm, plan
+from backends.qemu import comm, gathering, generator
 from backends.qemu.accel import decide, proof
 from backends.qemu.boot import GUEST_INITRD
 from backends.qemu.settings import Qemu
@@ -103,8 +103,8 @@ def _last_words(path: str) -> str:
 def argv(spec: GuestSpec, accel: str, binary: str, kernel: str, ramdisk: str) -> list[str]:
     """The command line that real Linux guests have on this machine, without what needs other processes."""
     binaries = {os.uname().machine: binary}
-    facts = plan.gather(spec, accel=accel, binaries=binaries, kernel=kernel, initrd_path=ramdisk)
-    return adapted(plan.plan(spec, facts, Qemu()).argv)
+    facts = gathering.gather(spec, accel=accel, binaries=binaries, kernel=kernel, initrd_path=ramdisk)
+    return adapted(generator.plan(spec, facts, Qemu()).argv)
 
 
 def adapted(found: Sequence[str]) -> list[str]:
