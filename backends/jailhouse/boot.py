@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from backends.jailhouse import linux
+from backends.jailhouse import desk, linux
 from backends.jailhouse.desk import Part
 from backends.jailhouse.plan import Form, Load
 from runphi_async.errors import PlanError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from backends.jailhouse.comm import CellComm
     from backends.jailhouse.desk import Facts
     from backends.jailhouse.mem import CellMemory
-    from runphi_async.board.board import Template
     from runphi_async.partition.boot import Boot
     from runphi_async.partition.spec import GuestSpec
 
@@ -82,16 +81,14 @@ def decide(spec: GuestSpec, facts: Facts) -> Boot:
     return booting
 
 
-def choose(
-    spec: GuestSpec, facts: Facts, template: Template, booting: Boot, memory: CellMemory, channels: CellComm
-) -> CellBoot:
+def choose(spec: GuestSpec, facts: Facts, booting: Boot, memory: CellMemory, channels: CellComm) -> CellBoot:
     """Decide what is loaded where."""
     if spec.rpu:
         sentence = f"boot: {booting.image}, loaded by the root system's remoteproc from its firmware directory"
         return CellBoot("arm", 0, (Load(Form.RPU, booting.image),), "", Part(explain=(sentence,)))
     if spec.kind is GuestKind.INMATE:
         return _inmate(spec, facts, booting.image, memory, booting.explain)
-    found = linux.choose(spec, facts, template, memory, channels)
+    found = linux.choose(spec, facts, desk.template(spec, facts.board), memory, channels)
     return CellBoot("aarch64", 0, found.loads, found.cmdline, found.part, found.conf)
 
 

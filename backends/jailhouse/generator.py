@@ -55,7 +55,7 @@ def plan(spec: GuestSpec, facts: Facts) -> JailhousePlan:
     cpus = cpu.choose(spec, facts)
     memory = mem.choose(spec, facts, template, cpus.rpu)
     channels = comm.choose(spec, facts, template)
-    booting = boot.choose(spec, facts, template, image, memory, channels)
+    booting = boot.choose(spec, facts, image, memory, channels)
     network, net_part = net.choose(spec, facts)
     devices = dev.choose(spec, facts, {channels.console.name})
 

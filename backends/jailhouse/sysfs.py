@@ -82,10 +82,15 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(ranges.numbers(text))) if text else ()
 
 
-def parse_cell(number: str, name: str, state: str, cpus: str, failed: str, rcpus: str = "") -> CellSeen:
-    """Make a cell of the contents of its files; each ends with one newline, and a name may hold blanks."""
-    lists = numbers(cpus), numbers(failed), numbers(rcpus)
-    return CellSeen(int(number), name.removesuffix("\n"), state.removesuffix("\n"), *lists)
+def parse_cell(number: str, words: tuple[str, str], lists: tuple[str, str, str]) -> CellSeen:
+    """Make a cell of the contents of its files; each ends with one newline, and a name may hold blanks.
+
+    :param words: its name and state.
+    :param lists: of its CPUs, of those that failed, and of remote processors.
+    """
+    name, state = (word.removesuffix("\n") for word in words)
+    cpus, failed, rcpus = map(numbers, lists)
+    return CellSeen(int(number), name, state, cpus, failed, rcpus)
 
 
 def look(directory: str, *, console: bool = True) -> View:
@@ -114,14 +119,8 @@ def _listed(directory: str) -> Iterable[str]:
 def _cell(cells: str, number: str) -> CellSeen | None:
     folder = os.path.join(cells, number)
     try:
-        return parse_cell(
-            number,
-            _text(folder, "name"),
-            _text(folder, "state"),
-            _text(folder, "cpus_assigned_list"),
-            _text(folder, "cpus_failed_list"),
-            _remote(folder),
-        )
+        lists = _text(folder, "cpus_assigned_list"), _text(folder, "cpus_failed_list"), _remote(folder)
+        return parse_cell(number, (_text(folder, "name"), _text(folder, "state")), lists)
     except (OSError, ValueError):
         return None  # destroyed between two of the reads
 

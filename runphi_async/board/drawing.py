@@ -132,29 +132,13 @@ def _legend(cut: Iterable[Piece]) -> dict[str, str]:
 
 def svg(board: Board, held: Sequence[Held]) -> str:
     """Return the board as an SVG document."""
-    fills = _fills(board, held)
-    y = _MARGIN + _ROW
-    out = [_text(_MARGIN, y - 8, f"{board.name}: {board.title}" if board.title else board.name, bold=True)]
-    for units_ in (processors(board, held), places(board, held)):
-        y = _boxes(out, units_, fills, y)
+    sheet = _Sheet(_fills(board, held))
+    sheet.title(f"{board.name}: {board.title}" if board.title else board.name)
+    for row in (processors(board, held), places(board, held)):
+        sheet.boxes(row)
     for part in board.memory:
-        y = _memory(out, part.name or "memory", part.range, held, fills, y)
-    height = _legend_row(out, fills, y) + _MARGIN
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
-    style = ' font-family="sans-serif" font-size="12">'
-    return "\n".join([head + style, _rect(0, 0, _WIDTH, height, "#ffffff"), *out, "</svg>"]) + "\n"
-
-
-def _legend_row(out: list[str], fills: dict[str, str], y: int) -> int:
-    """Say which fill is whose; return where it ends."""
-    x = _MARGIN
-    for owner, fill in fills.items():
-        name = _short(owner, 40)
-        if x + 16 + 7 * len(name) > _WIDTH - _MARGIN:
-            x, y = _MARGIN, y + 18
-        out += [_rect(x, y, 12, 12, fill), _text(x + 16, y + 10, name)]
-        x += 32 + 7 * len(name)
-    return y + 12
+        sheet.memory(part.name or "memory", part.range, held)
+    return sheet.document()
 
 
 def _fills(board: Board, held: Sequence[Held]) -> dict[str, str]:
@@ -164,39 +148,64 @@ def _fills(board: Board, held: Sequence[Held]) -> dict[str, str]:
     return {FREE: "#f4f4f4", ROOT: "#c8c8c8", **named}
 
 
-def _boxes(out: list[str], cells: Sequence[Unit], fills: dict[str, str], y: int) -> int:
-    """Draw a row of boxes, as many rows as it takes; return where the next thing goes."""
-    width = 116
-    columns = (_WIDTH - 2 * _MARGIN) // (width + 8)
-    for i, unit in enumerate(cells):
-        x = _MARGIN + i % columns * (width + 8)
-        top = y + i // columns * (_BOX + 8)
-        fill = fills.get(unit.owner, fills[ROOT])  # several owners: none of their fills
-        out.append(_rect(x, top, width, _BOX, fill))
-        out.append(_text(x + 6, top + 14, unit.label, bold=True))
-        out.append(_text(x + 6, top + 28, _short(unit.owner, 17)))
-    rows = -(-len(cells) // columns)
-    return y + rows * (_BOX + 8) + 8
+class _Sheet:
+    """What was drawn, and how far down the next thing goes."""
 
+    def __init__(self, fills: dict[str, str]) -> None:
+        self._fills = fills
+        self._y = _MARGIN + _ROW
+        self._out: list[str] = []
 
-def _memory(out: list[str], name: str, whole: Range, held: Sequence[Held], fills: dict[str, str], y: int) -> int:
-    """Draw a range of memory as a bar with its pieces listed; return where the next thing goes."""
-    width = _WIDTH - 2 * _MARGIN
-    out.append(_text(_MARGIN, y + 12, f"{name}, {human(whole.size)} at {whole.text()}", bold=True))
-    out.append(_rect(_MARGIN, y + 20, width, _BOX, fills[FREE]))
-    cut = pieces(whole, held)
-    row = y + 20 + _BOX + 16
-    for piece in cut:
-        x = _MARGIN + (piece.range.start - whole.start) * width // whole.size
-        wide = max(2, piece.range.size * width // whole.size)
-        if piece.owner != FREE:
-            out.append(_rect(x, y + 20, min(wide, _MARGIN + width - x), _BOX, fills[piece.owner]))
-        what = f" ({piece.what})" if piece.what else ""
-        line = f"{piece.range.text()}  {human(piece.range.size)}  {piece.owner}{what}"
-        out.append(_rect(_MARGIN, row - 9, 10, 10, fills[piece.owner]))
-        out.append(_text(_MARGIN + 16, row, line))
-        row += 18
-    return row + 8
+    def title(self, words: str) -> None:
+        """Write what is drawn above it."""
+        self._out.append(_text(_MARGIN, self._y - 8, words, bold=True))
+
+    def boxes(self, units: Sequence[Unit]) -> None:
+        """Draw a row of boxes, as many rows as it takes."""
+        width = 116
+        columns = (_WIDTH - 2 * _MARGIN) // (width + 8)
+        for i, unit in enumerate(units):
+            x = _MARGIN + i % columns * (width + 8)
+            top = self._y + i // columns * (_BOX + 8)
+            fill = self._fills.get(unit.owner, self._fills[ROOT])  # several owners: none of their fills
+            self._out.append(_rect(x, top, width, _BOX, fill))
+            self._out.append(_text(x + 6, top + 14, unit.label, bold=True))
+            self._out.append(_text(x + 6, top + 28, _short(unit.owner, 17)))
+        rows = -(-len(units) // columns)
+        self._y += rows * (_BOX + 8) + 8
+
+    def memory(self, name: str, whole: Range, held: Sequence[Held]) -> None:
+        """Draw a range of memory as a bar with its pieces listed."""
+        width, y = _WIDTH - 2 * _MARGIN, self._y
+        self._out.append(_text(_MARGIN, y + 12, f"{name}, {human(whole.size)} at {whole.text()}", bold=True))
+        self._out.append(_rect(_MARGIN, y + 20, width, _BOX, self._fills[FREE]))
+        row = y + 20 + _BOX + 16
+        for piece in pieces(whole, held):
+            x = _MARGIN + (piece.range.start - whole.start) * width // whole.size
+            wide = max(2, piece.range.size * width // whole.size)
+            fill = self._fills[piece.owner]
+            if piece.owner != FREE:
+                self._out.append(_rect(x, y + 20, min(wide, _MARGIN + width - x), _BOX, fill))
+            what = f" ({piece.what})" if piece.what else ""
+            line = f"{piece.range.text()}  {human(piece.range.size)}  {piece.owner}{what}"
+            self._out.append(_rect(_MARGIN, row - 9, 10, 10, fill))
+            self._out.append(_text(_MARGIN + 16, row, line))
+            row += 18
+        self._y = row + 8
+
+    def document(self) -> str:
+        """Say which fill is whose, and return all of it."""
+        x, y = _MARGIN, self._y
+        for owner, fill in self._fills.items():
+            name = _short(owner, 40)
+            if x + 16 + 7 * len(name) > _WIDTH - _MARGIN:
+                x, y = _MARGIN, y + 18
+            self._out += [_rect(x, y, 12, 12, fill), _text(x + 16, y + 10, name)]
+            x += 32 + 7 * len(name)
+        height = y + 12 + _MARGIN
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
+        style = f' width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="12">'
+        return "\n".join([head + style, _rect(0, 0, _WIDTH, height, "#ffffff"), *self._out, "</svg>"]) + "\n"
 
 
 def _short(word: str, most: int) -> str:

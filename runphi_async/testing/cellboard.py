@@ -15,7 +15,7 @@ from backends.guest import initrd
 from backends.jailhouse import codec
 from runphi_async.board import loading
 from runphi_async.testing import fake_jailhouse
-from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux
+from runphi_async.testing.fake_jailhouse import board, driver, inmates, linux, machine
 from runphi_async.testing.fake_jailhouse.place import Place
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class CellBoard:
     def __init__(self, root: Path, *, enable: bool = True, dialect: str = "mainline") -> None:
         self.place = Place(root / "board")
         self.place.power_on(CPUS, dialect)
-        driver.insert(self.place)
+        machine.insert(self.place)
         self.system = root / "system.cell"
         self.system.write_bytes(codec.encode(board.root_config(CPUS, consoles=CONSOLES, dialect=dialect)))
         self.file = root / "board.toml"
@@ -174,4 +174,4 @@ class CellBoard:
 
     def close(self) -> None:
         """Switch it off."""
-        driver.power_off(self.place)
+        machine.power_off(self.place)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from consoles.sharedmem.regions import Mapping
 
@@ -104,6 +104,15 @@ class Side(Protocol):
         ...
 
 
+class Offered(NamedTuple):
+    """What a descriptor says of a buffer; ``after``: the descriptor that goes on with the chain."""
+
+    offset: int
+    length: int
+    flags: int = 0
+    after: int = 0
+
+
 class ConsoleDriver:
     """The guest's console driver.
 
@@ -174,13 +183,13 @@ class ConsoleDriver:
         self._made = [0, 0]
         self._taken = [0, 0]
         for slot in range(self.queue_size):
-            self.offer(0, slot, self.PARTS[0][3] + slot * self.LENGTH, self.LENGTH, 2)
+            self.offer(0, slot, Offered(self.PARTS[0][3] + slot * self.LENGTH, self.LENGTH, 2))
         await self._status(0xF)
 
-    def offer(self, queue: int, slot: int, offset: int, length: int, flags: int, after: int = 0) -> None:
+    def offer(self, queue: int, slot: int, buffer: Offered) -> None:
         """Make one descriptor available; nothing is checked, so that tests can lie."""
         desc, driver, _, _ = self.PARTS[queue]
-        self.rw.write(desc + 16 * slot, struct.pack("<QIHH", offset, length, flags, after))
+        self.rw.write(desc + 16 * slot, struct.pack("<QIHH", *buffer))
         self.rw.write(driver + 4 + 2 * (self._made[queue] % self.queue_size), struct.pack("<H", slot))
         self._made[queue] = (self._made[queue] + 1) & 0xFFFF
         self.rw.write(driver + 2, struct.pack("<H", self._made[queue]))
@@ -201,7 +210,7 @@ class ConsoleDriver:
         for start in range(0, len(data), self.LENGTH):
             piece = data[start : start + self.LENGTH]
             self.rw.write(at, piece)
-            self.offer(1, 0, at, len(piece), 0)
+            self.offer(1, 0, Offered(at, len(piece)))
             await self.until(lambda: self._used(1) is not None)
 
     def read(self) -> bytes:
@@ -211,5 +220,5 @@ class ConsoleDriver:
             slot, length = used
             at = self.PARTS[0][3] + slot * self.LENGTH
             data += self.rw.read(at, length)
-            self.offer(0, slot, at, self.LENGTH, 2)
+            self.offer(0, slot, Offered(at, self.LENGTH, 2))
         return data

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runphi_async.testing.cellboard import TOOL, CellBoard
-from runphi_async.testing.fake_jailhouse import driver
+from runphi_async.testing.fake_jailhouse import machine
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from tests.system.cellkit import CellPlace, board_in, kill, places
 from tests.system.place import until
@@ -75,7 +75,7 @@ def test_cpus_that_leave_fail_and_come_back(place: CellPlace) -> None:
 
 
 def test_a_cpu_that_was_offline_before_stays_so_and_that_is_said(place: CellPlace) -> None:
-    driver.online(place.board.place, 1, up=False)
+    machine.online(place.board.place, 1, up=False)
     cell = place.running_cell("dark")
     cell.type(b"exit 0\n")
     assert cell.wait() == 0

@@ -15,7 +15,7 @@ import pytest
 
 from backends.jailhouse import check, codec
 from backends.jailhouse.model import CellFlag
-from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, rootsystem, tool
+from runphi_async.testing.fake_jailhouse import board, inmates, link, machine, rootsystem, tool
 from runphi_async.testing.fake_jailhouse.__main__ import main as by_hand
 from runphi_async.testing.fake_jailhouse.place import Place, start_time
 from runphi_async.testing.fake_jailhouse.ring import SIZE, Ring
@@ -407,7 +407,7 @@ def test_power_off_ends_hung_calls(here: FakeBoard) -> None:
     rules(here, {"on": "cell start", "hang": "mutex"})
     with running(here, "cell", "start", "vcon1") as process:
         until(lambda: list(here.place.run.glob("hung-*.pid")))
-        driver.power_off(here.place)
+        machine.power_off(here.place)
         assert process.wait(PATIENCE) == -9
 
 
@@ -454,7 +454,7 @@ def test_the_module_comes_and_goes(here: FakeBoard) -> None:
 def test_power_off_ends_every_process(here: FakeBoard) -> None:
     create(here, "t-vcon1", "jhtest", "mode=count tag=A")
     pid = int((here.place.run / "1.pid").read_text().split()[0])
-    driver.power_off(here.place)
+    machine.power_off(here.place)
     until(lambda: start_time(pid) is None or _is_dead(pid))
     assert not here.root.exists()
 

@@ -18,7 +18,7 @@ from runphi_async.board.claims import Claim, Kind, Owner
 from runphi_async.board.ledger import Ledger
 from runphi_async.host.files import boot_id
 from runphi_async.testing.fake_jailhouse import board as fake
-from runphi_async.testing.fake_jailhouse import driver
+from runphi_async.testing.fake_jailhouse import machine
 from tests.system.cellkit import CellPlace, board_in, kill, places
 from tests.system.place import ended, until
 
@@ -284,14 +284,14 @@ def test_doctor_looks_at_the_board(place: CellPlace) -> None:
 
 def test_a_cpu_that_was_offline_before_stays_so_and_is_told_of(place: CellPlace) -> None:
     """Jailhouse brings back only the CPUs that it took offline itself."""
-    driver.online(place.board.place, 1, up=False)
+    machine.online(place.board.place, 1, up=False)
     cell = place.running_cell("cold")
     assert "CPUs that have left the root system: 1" in place.log()
     kill(cell, "KILL")
     assert cell.wait() == 137
     until(lambda: "CPU 1 is the root system's again and stays offline" in place.log(), "words about it")
     assert "CPU 1 of the root cell is offline: `jailhouse disable` would fail half way" in place.call("doctor").stdout
-    driver.online(place.board.place, 1, up=True)
+    machine.online(place.board.place, 1, up=True)
 
 
 # Section: the ledger

@@ -18,7 +18,7 @@ from backends.jailhouse.errortext import Action, Answer, Condition, Facts, expla
 from backends.jailhouse.sysfs import CellSeen
 from backends.jailhouse.tool import Image, Places, Tool
 from runphi_async.errors import BackendError
-from runphi_async.testing.fake_jailhouse import board, driver
+from runphi_async.testing.fake_jailhouse import board, machine
 from runphi_async.testing.fake_jailhouse.__main__ import main as by_hand
 from tests.unit.fakeboard import BIN, FakeBoard
 
@@ -37,7 +37,7 @@ def test_usage_means_another_tool() -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBoard]:
     made = FakeBoard()
-    driver.insert(made.place)
+    machine.insert(made.place)
     monkeypatch.setenv("FAKE_JAILHOUSE", str(made.root))
     yield made
     made.off()

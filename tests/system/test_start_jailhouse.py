@@ -14,7 +14,7 @@ from backends.jailhouse import codec
 from runphi_async.board.claims import Claim, Kind, Owner
 from runphi_async.board.ledger import FILE, Ledger
 from runphi_async.host.files import boot_id
-from runphi_async.testing.fake_jailhouse import driver, rootsystem
+from runphi_async.testing.fake_jailhouse import machine, rootsystem
 from tests.unit.fakeboard import BIN, CONFIGS, ROOT, FakeBoard
 
 if TYPE_CHECKING:
@@ -120,12 +120,12 @@ def break_firmware(board: Board) -> None:
 
 
 def break_device(board: Board) -> None:
-    driver.insert(board.place)
+    machine.insert(board.place)
     board.place.device.unlink()
 
 
 def break_cpus(board: Board) -> None:
-    driver.online(board.place, 2, up=False)
+    machine.online(board.place, 2, up=False)
 
 
 def break_gic(board: Board) -> None:
@@ -247,11 +247,11 @@ def test_stop_is_refused_while_there_are_cells(board: Board) -> None:
     assert "cell 'vcon2' was made by somebody else" in out
     for name in ("vcon1", "vcon2"):
         assert board.jailhouse("cell", "destroy", name).status == 0
-    driver.online(board.place, 3, up=False)
+    machine.online(board.place, 3, up=False)
     status, out, _ = board.start("--stop")
     assert (status, board.enabled()) == (1, True)
     assert "CPU 3 of the root cell is offline: stopping would fail half way" in out
-    driver.online(board.place, 3, up=True)
+    machine.online(board.place, 3, up=True)
     busy = {"on": "rmmod", "status": 1, "stderr": "rmmod: ERROR: Module jailhouse is in use"}
     board.place.control.write_text(json.dumps([busy]))
     status, out, _ = board.start("--stop")

@@ -17,7 +17,7 @@ import msgspec
 import runphi_async.testing.fake_jailhouse as package
 from backends.jailhouse import codec
 from backends.jailhouse.model import Arch, Cell, CellFlag, System
-from runphi_async.testing.fake_jailhouse import board, driver, inmates
+from runphi_async.testing.fake_jailhouse import board, inmates, machine
 from runphi_async.testing.fake_jailhouse.place import Place
 
 BIN = Path(package.__file__).parent / "bin"
@@ -102,7 +102,7 @@ class FakeBoard:
 
     def off(self) -> None:
         """Pull the plug."""
-        driver.power_off(self.place)
+        machine.power_off(self.place)
         self.folder.cleanup()
 
     @property
@@ -133,7 +133,7 @@ class FakeBoard:
 
     def enable(self) -> None:
         """Load the module and enable the hypervisor."""
-        driver.insert(self.place)
+        machine.insert(self.place)
         assert self.jailhouse("enable", str(self.path("qemu-arm64-4"))) == Result("", "", 0)
 
 

@@ -19,7 +19,7 @@ from consoles.sources import virtioconsole
 from consoles.sources.virtioconsole import VirtioConsole, on_uio
 from consoles.streams.feed import Feed
 from consoles.streams.journal import Journal
-from runphi_async.testing.virtioguest import ConsoleDriver, Wire
+from runphi_async.testing.virtioguest import ConsoleDriver, Offered, Wire
 from tests.unit.consolekit import pattern, until
 from tests.unit.sourcekit import Ear
 
@@ -164,21 +164,21 @@ async def test_closing_shows_the_guest_that_we_are_gone(wire: Wire, console: Vir
 @pytest.mark.parametrize(
     ("offer", "reason"),
     [
-        ((1, 0, 0xF000, 1, 0), "a buffer of 1 bytes"),
-        ((1, 0, 0, 0xFFFF_FFFF, 0), "a buffer of 4294967295 bytes"),
-        ((1, 0, 0xFFFF_FFFF_FFFF_FFFF, 0x10, 0), "a buffer of 16 bytes"),
-        ((1, 0, 0x1000, 16, 4), "an indirect descriptor"),
-        ((1, 0, 0x1000, 1, 1, 0), "a chain without end"),
-        ((1, 0, 0x1000, 1, 1, 99), "descriptor 99 of 8"),
-        ((1, 9, 0x1000, 1, 0), "descriptor 9 of 8"),
+        ((0, Offered(0xF000, 1, 0)), "a buffer of 1 bytes"),
+        ((0, Offered(0, 0xFFFF_FFFF, 0)), "a buffer of 4294967295 bytes"),
+        ((0, Offered(0xFFFF_FFFF_FFFF_FFFF, 0x10, 0)), "a buffer of 16 bytes"),
+        ((0, Offered(0x1000, 16, 4)), "an indirect descriptor"),
+        ((0, Offered(0x1000, 1, 1, 0)), "a chain without end"),
+        ((0, Offered(0x1000, 1, 1, 99)), "descriptor 99 of 8"),
+        ((9, Offered(0x1000, 1, 0)), "descriptor 9 of 8"),
     ],
 )
 async def test_garbage_descriptors_stop_the_device_until_it_is_reset(
-    wire: Wire, console: VirtioConsole, told: list[str], offer: tuple[int, ...], reason: str
+    wire: Wire, console: VirtioConsole, told: list[str], offer: tuple[int, Offered], reason: str
 ) -> None:
     ear = Ear()
     driver = await up(wire, console, ear)
-    driver.offer(*offer)
+    driver.offer(1, *offer)
     await until(lambda: told)
     assert reason in told[0]
     assert driver.rw.load(0x44) & 0x40, "the driver is told to reset"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.jailhouse import codec
-from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, linux
+from runphi_async.testing.fake_jailhouse import board, driver, inmates, link, linux, machine
 from runphi_async.testing.fake_jailhouse.place import Errno, Place
 
 if TYPE_CHECKING:
@@ -65,17 +65,17 @@ def _do(place: Place, given: argparse.Namespace) -> int:
             place.power_on(given.cpus, given.dialect)
             place.set_pace(given.pace)
             if not given.no_module:
-                driver.insert(place)
+                machine.insert(place)
         case "power-off":
-            driver.power_off(place)
+            machine.power_off(place)
         case "insmod":
-            driver.insert(place)
+            machine.insert(place)
         case "rmmod":
-            driver.remove(place)
+            machine.remove(place)
         case "show":
-            sys.stdout.write(driver.describe(place))
+            sys.stdout.write(machine.describe(place))
         case "offline" | "online":
-            driver.online(place, given.cpu, up=given.word == "online")
+            machine.online(place, given.cpu, up=given.word == "online")
         case "settle":
             for record in place.state().get("cells", [])[1:]:
                 link.call(place, record["id"], "settle")

@@ -6,7 +6,6 @@ Called with the driver's mutex held. Where the real machine hangs, so does this 
 
 from __future__ import annotations
 
-import shutil
 from errno import E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, EPERM
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +13,7 @@ from backends.jailhouse import codec, layout, model
 from backends.jailhouse.model import Arch, CellFlag, Mem, PciType, System, SystemFlag
 from runphi_async.errors import CellError
 from runphi_async.testing.fake_jailhouse import link, rcpus, spawning, vpci
-from runphi_async.testing.fake_jailhouse.place import Errno, cpu_list
+from runphi_async.testing.fake_jailhouse.place import Errno
 from runphi_async.testing.fake_jailhouse.ring import Ring
 from runphi_async.testing.fake_jailhouse.tree import Tree
 
@@ -35,6 +34,7 @@ RECONFIG_COMPLETED: Final = 2
 POOL: Final = 994
 ROOT_PAGES: Final = 59
 CELL_PAGES: Final = 13
+_LOADABLE: Final = Mem.WRITE | Mem.LOADABLE
 
 
 class Driver:
@@ -405,67 +405,3 @@ class Driver:
 
     def _save(self) -> None:
         self._place.write_state(self._state)
-
-
-_LOADABLE: Final = Mem.WRITE | Mem.LOADABLE
-
-
-def online(place: Place, cpu: int, *, up: bool) -> None:
-    """Take a CPU of Linux offline or online, as writing to its ``online`` file does.
-
-    :raises Errno: the CPU is a cell's.
-    """
-    with place.mutex():
-        state = place.state()
-        cpus = set(state["online"])
-        if up and any(cpu in record["cpus"] for record in state.get("cells", [])[1:]):
-            place.dmesg(f"psci: failed to boot CPU{cpu} (-1)")
-            raise Errno(EPERM)
-        state["online"] = sorted(cpus | {cpu} if up else cpus - {cpu})
-        place.write_state(state)
-        place.show_cpus()
-
-
-def insert(place: Place) -> None:
-    """Load the module."""
-    with place.mutex():
-        state = place.state()
-        state |= {"module": True, "enabled": False, "cells": []}
-        place.write_state(state)
-        Tree(place).inserted()
-        place.device.write_bytes(b"")
-        place.device.chmod(0o600)
-        place.memory.touch()
-        place.dmesg("jailhouse: loading out-of-tree module taints kernel.")
-
-
-def remove(place: Place) -> None:
-    """Remove the module.
-
-    :raises Errno: the hypervisor runs.
-    """
-    with place.mutex():
-        state = place.state()
-        if state.get("enabled"):
-            raise Errno(EBUSY)
-        place.device.unlink(missing_ok=True)
-        shutil.rmtree(place.sysfs, ignore_errors=True)
-        for name in ("ring", "ring.last"):
-            (place.run / name).unlink(missing_ok=True)
-        place.write_state({"cpus": state["cpus"], "online": state["online"], "module": False})
-
-
-def power_off(place: Place) -> None:
-    """End every cell's process, hung or not, and forget everything but the board."""
-    for path in place.run.glob("*.pid"):
-        link.kill(path)
-    place.remove()
-
-
-def describe(place: Place) -> str:
-    """Return what runs on the board, for people."""
-    state = place.state()
-    lines = [f"module {'loaded' if state['module'] else 'not loaded'}, CPUs online {cpu_list(state['online'])}"]
-    cells = state.get("cells", [])
-    lines += [f"{record['id']}: {record['name']}, CPUs {cpu_list(record['cpus']) or 'none'}" for record in cells]
-    return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from runphi_async.testing.fake_jailhouse import driver
+from runphi_async.testing.fake_jailhouse import machine
 from runphi_async.testing.fake_jailhouse.place import Errno, Place
 from runphi_async.testing.fake_jailhouse.rootsystem import here
 
@@ -36,7 +36,7 @@ def _insert(place: Place, tool: str, words: list[str]) -> str:
         return f"modprobe: FATAL: Module {name} not found in directory {here('/lib/modules/RELEASE')}"
     if place.state()["module"]:
         return f"insmod: ERROR: could not insert module {name}: File exists" if tool == "insmod" else ""
-    driver.insert(place)
+    machine.insert(place)
     return ""
 
 
@@ -52,7 +52,7 @@ def _remove(place: Place, tool: str, words: list[str]) -> str:
     if words != ["jailhouse"] or not place.state()["module"]:
         return f"{prefix} Module {words[0] if words else ''} is not currently loaded"
     try:
-        driver.remove(place)
+        machine.remove(place)
     except Errno:
         return f"{prefix} Module jailhouse is in use"
     return ""
