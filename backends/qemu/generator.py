@@ -14,6 +14,7 @@ import msgspec
 from backends.qemu import boot, comm, cpu, dev, mem, net
 from backends.qemu.machine import Machine, accel_for, value
 from backends.qemu.plan import QemuPlan
+from backends.qemu.virtiofs import Share
 from runphi_async.errors import PlanError
 from runphi_async.partition import mounts
 from runphi_async.partition.spec import GuestKind
@@ -69,8 +70,7 @@ def plan(spec: GuestSpec, facts: HostFacts, config: PlanConfig) -> QemuPlan:
         argv=tuple(argv),
         files=boot.files(spec, facts, mounted, network),
         handed=boot.handed(spec, booting),
-        virtiofs=spec.rootfs if devices.share_rootfs else None,
-        binds=mounted.binds,
+        share=Share(spec.rootfs, mounted.binds) if devices.share_rootfs else None,
         netns=spec.netns if network.macs else None,
         macs=network.macs,
         channels=spec.channels,

@@ -21,11 +21,8 @@ class QemuPlan(PartitionPlan, frozen=True, omit_defaults=True):
     again: tuple[str, ...] = ()
     #: kernel and command line are the configured ones: when they fail on KVM and run in software, KVM is to blame
     vouched: bool = False
-
-    @property
-    def share(self) -> Share | None:
-        """What the file server shares, None where there is none."""
-        return Share(self.virtiofs, self.binds) if self.virtiofs is not None else None
+    #: what the file server shares, None where there is none
+    share: Share | None = None
 
     @property
     def console_channel(self) -> Channel | None:
@@ -33,7 +30,8 @@ class QemuPlan(PartitionPlan, frozen=True, omit_defaults=True):
         return next((channel for channel in self.channels if channel.name == self.console), None)
 
     def conf(self) -> tuple[str, ...]:
-        """Say that there is a second command line, and show it."""
+        """Say what is shared, and that there is a second command line; show it."""
+        shared = (f"virtiofs = {self.share.path}",) if self.share is not None else ()
         if not self.again:
-            return ()
-        return (f"# if KVM fails before the guest's init, once more in software: {' '.join(self.again)}",)
+            return shared
+        return (*shared, f"# if KVM fails before the guest's init, once more in software: {' '.join(self.again)}")

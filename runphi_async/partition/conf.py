@@ -22,7 +22,6 @@ def render(plan: PartitionPlan) -> str:
         f"memory = {plan.memory_bytes} # {human(plan.memory_bytes)}",
         f"vcpus = {plan.vcpus}",
         f"pins = {' '.join(map(str, plan.pins)) or '-'}",
-        f"virtiofs = {plan.virtiofs or '-'}",
         f"files = {' '.join(sorted(plan.files)) or '-'}",
         *map(_shown, plan.conf()),
     ]

@@ -130,10 +130,6 @@ class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     files: dict[str, bytes] = {}
     #: files of the image to copy there
     handed: tuple[Handed, ...] = ()
-    #: the rootfs to share with the guest, or None
-    virtiofs: str | None = None
-    #: what is shared beside it
-    binds: tuple[Bind, ...] = ()
     #: the container's network namespace, as in GuestSpec
     netns: str | None = None
     #: MAC address of each interface of the guest

@@ -25,7 +25,7 @@ from runphi_async.partition.spec import GuestKind, GuestSpec, ProcessSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runphi_async.partition.spec import PartitionPlan
+    from backends.qemu.plan import QemuPlan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BINARIES = {arch: path for arch in ("x86_64", "aarch64") if (path := shutil.which(f"qemu-system-{arch}")) is not None}
@@ -48,7 +48,7 @@ def inmates(inmates_built: Path) -> Path:
 class Guest:
     """A guest of a plan in its record directory, driven as the life cycle does, but without a supervisor."""
 
-    def __init__(self, plan: PartitionPlan, record: Path) -> None:
+    def __init__(self, plan: QemuPlan, record: Path) -> None:
         self.plan, self.record = plan, record
         self.output = b""
         self.control = b""
@@ -62,7 +62,7 @@ class Guest:
             (record / name).write_bytes(data)
         handed.hand_over(plan.handed, str(record), plan.memory_bytes)
         os.write(self.fds["ev.in"], b'{"execute":"qmp_capabilities"}\n')
-        self.helper = self._share(plan.virtiofs) if plan.virtiofs else None
+        self.helper = self._share(plan.share.path) if plan.share is not None else None
         with (record / "vmm.log").open("wb") as log:
             self.vmm = subprocess.Popen(plan.argv, cwd=record, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

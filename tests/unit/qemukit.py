@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,6 +13,9 @@ from backends.qemu.settings import Qemu
 from runphi_async.partition.image import ImageFacts, ImageFormat, Segment
 from runphi_async.partition.spec import GuestKind, GuestSpec, PartitionPlan, ProcessSpec
 from runphi_async.units import MIB
+
+if TYPE_CHECKING:
+    from backends.qemu.plan import QemuPlan
 
 PVH = ImageFacts(ImageFormat.ELF, 9000, "x86_64", 64, 0x100100, (Segment(0x100000, 0x102000),), 0x100100)
 MULTIBOOT = msgspec.structs.replace(PVH, bits=32, pvh_entry=None, multiboot=True)
@@ -30,7 +33,7 @@ FACTS = HostFacts(
 )
 
 
-def plan(image: ImageFacts = PVH, facts: HostFacts = FACTS, **asked: Any) -> PartitionPlan:
+def plan(image: ImageFacts = PVH, facts: HostFacts = FACTS, **asked: Any) -> QemuPlan:
     fields: dict[str, Any] = {"id": "c1", "kind": GuestKind.INMATE, "rootfs": "/r", "inmate": "/r/i", **asked}
     return planner.plan(GuestSpec(**fields), msgspec.structs.replace(facts, image=image), Qemu())
 

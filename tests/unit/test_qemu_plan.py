@@ -98,7 +98,7 @@ def test_inmates(image: ImageFacts, machine: str, program: str) -> None:
     assert option(found, "-kernel") == "image"
     assert found.handed == (Handed("image", "/r/i", image, anew=True),)
     assert option(found, "-serial") == "chardev:con"
-    assert (found.virtiofs, found.files) == (None, {})
+    assert (found.share, found.files) == (None, {})
 
 
 def test_exit_codes_of_inmates() -> None:
@@ -259,7 +259,8 @@ def test_linux_guest_on_kvm() -> None:
     assert "virtserialport,bus=vser.0,chardev=con,name=org.runphi.console" in devices
     assert "virtserialport,bus=vser.0,chardev=ctl,name=org.runphi.control" in devices
     assert options(found, "-global") == ["virtio-mmio.force-legacy=false"]
-    assert found.virtiofs == "/r"
+    assert found.share is not None
+    assert found.share.path == "/r"
     assert found.files["initrd"].startswith(b"base")
     assert b"arg=sh\0" in found.files["initrd"]
     assert b"own-mounts=1\0" in found.files["initrd"]
