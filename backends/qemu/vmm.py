@@ -182,8 +182,9 @@ class Vmm:
         self._child.kill(AGAIN_PATIENCE if up_to_the_stub else STATUS_PATIENCE)
 
     def fail(self, reason: str) -> None:
-        """Destroy a guest that will never run (again), and remember why."""
-        self.remains.fail(reason)
+        """Destroy a guest that will never run (again), and remember why; one that is doomed ends for another reason."""
+        if not self.is_doomed:
+            self.remains.fail(reason)
         self.destroy()
 
     def over(self) -> None:
