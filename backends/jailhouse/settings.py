@@ -58,4 +58,4 @@ class Jailhouse(BackendSection, frozen=True):
     )
 
 
-BRINGS: Final = Brings(section=Jailhouse, ledger=FILE, verbs=("map",))
+BRINGS: Final = Brings(section=Jailhouse, ledger=FILE, verbs=("board", "cell", "map"))

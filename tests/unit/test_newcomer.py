@@ -12,6 +12,7 @@ import pytest
 from backends import configured, detect
 from backends.detect import Detection
 from runphi_async import wire
+from runphi_async.commands.verbs import VERBS
 from runphi_async.config.reference import reference
 from runphi_async.doctor import checkup, versions
 from runphi_async.errors import ConfigError
@@ -127,6 +128,10 @@ async def test_doctor_examines_it(supervisor: Supervisor) -> None:
     found = await checkup.examine(supervisor.detection)
     assert [finding.text for finding in found if finding.area == "newcomer"] == ["good morning"]
     assert any(line.startswith("newcomer-vmm") for line in await versions.versions(supervisor.config))
+
+
+def test_verbs_that_backends_bring_are_there() -> None:
+    assert {verb for brings in detect.brought().values() for verb in brings.verbs} <= set(VERBS)
 
 
 async def test_features_name_it(supervisor: Supervisor) -> None:
