@@ -38,6 +38,7 @@ class Brings(NamedTuple):
     :ivar environment: variables that stand for a key of that table where the file does not name it.
     :ivar ledger: file of the run directory with what it has given away; "": its hypervisor has an allocator.
     :ivar looks_ahead: it is to be loaded when a supervisor starts, to find out what takes time.
+    :ivar wishes: there are annotations ``org.runphi.BACKEND.NAME``, which it decodes itself.
     :ivar verbs: verbs of ours that are about this backend.
     """
 
@@ -46,6 +47,7 @@ class Brings(NamedTuple):
     ledger: str = ""
     looks_ahead: bool = False
     verbs: tuple[str, ...] = ()
+    wishes: bool = False
 
 
 class Level(StrEnum):

@@ -61,6 +61,11 @@ def brought() -> dict[str, Brings]:
     return {name: importlib.import_module(f"{folder}.settings").BRINGS for name, folder in table().items()}
 
 
+def with_wishes() -> frozenset[str]:
+    """Return the backends with annotations of their own."""
+    return frozenset(name for name, brings in brought().items() if brings.wishes)
+
+
 async def backend(name: str, detection: Detection) -> Backend:
     """Return the backend called ``name``.
 

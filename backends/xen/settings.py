@@ -51,4 +51,4 @@ class Xen(BackendSection, frozen=True):
     memory_minimum: MemoryMinimum = MemoryMinimum()
 
 
-BRINGS: Final = Brings(section=Xen)
+BRINGS: Final = Brings(section=Xen, wishes=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from backends import detect
 from runphi_async import regular
 from runphi_async.errors import SpecError
 from runphi_async.host import inroot
@@ -46,7 +47,8 @@ def read_bundle(bundle: str, of_images: Sequence[str]) -> Asked:
     spec = oci.from_bytes(raw)
     origin.check_annotations(bundle, spec.annotations, of_images)
     spec = msgspec.structs.replace(spec, annotations=podannotations.of_container(spec.annotations))
-    return Asked(raw, spec, request.request(spec, lambda: _boot_config(bundle, spec, of_images)))
+    asked = request.request(spec, lambda: _boot_config(bundle, spec, of_images), detect.with_wishes())
+    return Asked(raw, spec, asked)
 
 
 def _boot_config(bundle: str, spec: oci.Spec, of_images: Sequence[str]) -> BootConfig | None:

@@ -32,15 +32,13 @@ from runphi_async.partition.spec import GuestKind
 from runphi_async.partition.wishes import Wishes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from runphi_async.oci.spec import Spec
     from runphi_async.partition.bootconfig import BootConfig
     from runphi_async.partition.channels import Channel
 
 PREFIX: Final = "org.runphi."
-#: settings of one backend alone, which decodes them itself; names behind :data:`PREFIX`
-BACKENDS_OWN: Final = ("xen.",)
 HOST: Final = "host:"
 #: what follows is the name of a rule for the console (runphi_async/terminals/watching.py)
 RULE: Final = "rule."
@@ -111,19 +109,22 @@ def no_boot_config() -> None:
     """Return nothing: the image has no ``/boot/config.json``."""
 
 
-def request(spec: Spec, boot_config: Callable[[], BootConfig | None] = no_boot_config) -> PartitionRequest | None:
+def request(
+    spec: Spec, boot_config: Callable[[], BootConfig | None] = no_boot_config, backends: Collection[str] = ()
+) -> PartitionRequest | None:
     """Decide whether the container becomes a partition; None = it belongs to runc.
 
     :param boot_config: returns ``/boot/config.json`` of the image, None when it has none; asked only where that still
         matters, which spares a look into the rootfs.
+    :param backends: those with annotations of their own, ``org.runphi.BACKEND.NAME``, which they decode themselves.
     :raises SpecError: when it asks for one in a way that cannot be understood.
     """
     if is_pause(spec.annotations):
         return None
-    said = _from_annotations(spec.annotations)
+    own = _own(spec.annotations, backends)
+    said = _from_annotations(spec.annotations, own)
     if said.get("backend") in PASS_THROUGH:
         return None
-    own = _own(spec.annotations)
     layers: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
         ("annotation", lambda: said),
         ("environment", lambda: _from_environment(spec.process.env if spec.process else ())),
@@ -176,14 +177,14 @@ def _merged(*layers: Mapping[str, Any]) -> tuple[Channel, ...]:
 # Section: the three layers
 
 
-def _from_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
+def _from_annotations(annotations: Mapping[str, str], own: Mapping[str, str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for key, value in annotations.items():
         if not key.startswith(PREFIX):
             continue
         _refuse_controls(key, value)
         name = key.removeprefix(PREFIX)
-        if name.startswith(BACKENDS_OWN):
+        if name in own:
             continue
         if name.startswith(RULE):  # about the console, and no word on what to boot
             check_annotation(key, value)
@@ -199,13 +200,10 @@ def _from_annotations(annotations: Mapping[str, str]) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value not in ("", False, None)}
 
 
-def _own(annotations: Mapping[str, str]) -> dict[str, str]:
+def _own(annotations: Mapping[str, str], backends: Collection[str]) -> dict[str, str]:
     """Return the settings of one backend alone, which are no word on what to boot."""
-    return {
-        name: value
-        for key, value in annotations.items()
-        if key.startswith(PREFIX) and (name := key.removeprefix(PREFIX)).startswith(BACKENDS_OWN)
-    }
+    names = {key.removeprefix(PREFIX): value for key, value in annotations.items() if key.startswith(PREFIX)}
+    return {name: value for name, value in names.items() if "." in name and name.partition(".")[0] in backends}
 
 
 def _refuse_controls(key: str, value: str) -> None:

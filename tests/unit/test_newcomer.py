@@ -15,7 +15,9 @@ from runphi_async import wire
 from runphi_async.commands.verbs import VERBS
 from runphi_async.config.reference import reference
 from runphi_async.doctor import checkup, versions
-from runphi_async.errors import ConfigError
+from runphi_async.errors import ConfigError, SpecError
+from runphi_async.oci.spec import Spec
+from runphi_async.partition.request import request
 from runphi_async.partition.spec import GuestKind, GuestSpec
 from runphi_async.testing.life import Life
 from tests.unit import clikit
@@ -46,7 +48,8 @@ class Newcomer(BackendSection, frozen=True):
         return ("newcomer-vmm",)
 
 
-BRINGS = Brings(section=Newcomer, environment={"RUNPHI_GREETING": "greeting"}, ledger="newcomer.db", looks_ahead=True)
+BRINGS = Brings(section=Newcomer, environment={"RUNPHI_GREETING": "greeting"}, ledger="newcomer.db", looks_ahead=True,
+    wishes=True)
 ''',
     "backend.py": """
 from backends.base import Discrepancy, Finding, Level
@@ -132,6 +135,15 @@ async def test_doctor_examines_it(supervisor: Supervisor) -> None:
 
 def test_verbs_that_backends_bring_are_there() -> None:
     assert {verb for brings in detect.brought().values() for verb in brings.verbs} <= set(VERBS)
+
+
+def test_its_own_annotations_reach_it() -> None:
+    annotations = {"org.runphi.inmate": "/i", "org.runphi.newcomer.mood": "happy"}
+    found = request(Spec(annotations=annotations), backends=detect.with_wishes())
+    assert found is not None
+    assert found.own == {"newcomer.mood": "happy"}
+    with pytest.raises(SpecError, match=r"org\.runphi\.newcomer\.mood: there is no such setting"):
+        request(Spec(annotations=annotations))
 
 
 async def test_features_name_it(supervisor: Supervisor) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from backends import detect
 from runphi_async.oci.spec import Spec
 from runphi_async.partition import bootconfig
 from runphi_async.partition.request import request
@@ -22,7 +23,7 @@ def annotated(xen: dict[str, str] | None = None, /, **settings: str) -> dict[str
     """Return what annotations ``org.runphi.NAME`` ask for, as fields of a GuestSpec; ``xen``: those of Xen alone."""
     said = {f"org.runphi.{name.replace('_', '-')}": value for name, value in settings.items()}
     said |= {f"org.runphi.xen.{name.replace('_', '-')}": value for name, value in (xen or {}).items()}
-    asked = request(Spec(annotations={"org.runphi.inmate": "/i", **said}))
+    asked = request(Spec(annotations={"org.runphi.inmate": "/i", **said}), backends=detect.with_wishes())
     assert asked is not None
     unasked = common(Wishes())
     return {name: value for name, value in common(asked).items() if value != unasked[name]}
