@@ -4,8 +4,10 @@
 ``model`` names the fields and flags, ``layout`` says where each dialect of Jailhouse keeps them, ``codec`` reads and
 writes the files, ``csource`` writes the C text of a cell, ``describe`` shows them, ``check`` says what would go wrong.
 ``tool`` drives Jailhouse's tool, ``errortext`` says what its errors mean, ``watcher`` notices what happens to cells,
-``ending`` says what their end means, ``driver`` and ``backend`` make containers of them.
+``hold`` makes, stops and destroys one, ``console`` is what it prints on, ``ending`` says what its end means, ``driver``
+and ``backend`` make containers of cells. ``startup`` enables the hypervisor.
 
-``planner`` plans cells: ``generator`` calls the six managers (``mem``, ``net``, ``dev``, ``boot``, ``cpu``, ``comm``),
-``plan`` is what they make, ``cellfile`` turns that into a ``model.Cell``. ``sysconfig`` makes board files.
+``planner`` plans cells of what ``gathering`` reads: ``generator`` calls the six managers (``mem``, ``net``, ``dev``,
+``boot``, ``cpu``, ``comm``), ``joining`` puts their parts together, ``plan`` is what they make, ``cellfile`` turns that
+into a ``model.Cell``. ``sysconfig`` makes board files.
 """
