@@ -256,7 +256,7 @@ class Driver(Protocol):
 
     @property
     def network(self) -> str:
-        """Path of the network namespace that stub and VMM are to join, where ``prepare`` made or holds one.
+        """Path of the network namespace that stub and VMM are to join, where ``create`` made or holds one.
 
         "": as config.json says.
         """
@@ -264,10 +264,10 @@ class Driver(Protocol):
 
     @property
     def abilities(self) -> Abilities:
-        """What this guest can be asked, known behind ``prepare`` and ``console``, or before ``adopt``."""
+        """What this guest can be asked, known behind ``create`` and ``console``, or before ``adopt``."""
         ...
 
-    async def prepare(self) -> None:
+    async def create(self) -> None:
         """Write files, make FIFOs and start helpers, before the stub exists (the original's ``mount``)."""
         ...
 
@@ -278,7 +278,7 @@ class Driver(Protocol):
     def console(self) -> Source | None:
         """Return what the guest's console is read from; None: the FIFO pair con.in and con.out of the record.
 
-        Asked once, behind ``prepare`` or before ``adopt``. It is opened when the stub runs, tried again while it
+        Asked once, behind ``create`` or before ``adopt``. It is opened when the stub runs, tried again while it
         cannot be, and closed behind the guest's end; a source may look up where the console is when it is opened.
         """
         ...
@@ -310,7 +310,7 @@ class Driver(Protocol):
         """Let a suspended guest go on."""
         ...
 
-    def destroy(self) -> None:
+    def end(self) -> None:
         """End the guest at once, wherever it stands; ``Told.ended`` follows, once."""
         ...
 

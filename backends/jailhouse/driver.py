@@ -78,7 +78,7 @@ class CellDriver:
 
     # Section: making it
 
-    async def prepare(self) -> None:
+    async def create(self) -> None:
         """Make the cell and load its images."""
         await self._hold.make()
 
@@ -212,7 +212,7 @@ class CellDriver:
         await self._hold.load()
         await self._hold.start()
 
-    def destroy(self) -> None:
+    def end(self) -> None:
         """Stop the cell's CPUs, again and again if its guest refuses; ``release`` destroys it then."""
         if self._stopping is None and not self._over:
             self._stopping = self._tasks.start(self._stop(), "stop of the cell")

@@ -70,7 +70,7 @@ class QemuDriver:
 
     # Section: making it
 
-    async def prepare(self) -> None:
+    async def create(self) -> None:
         """Make FIFOs, files, the QMP socket and the file server."""
         await self._beside.make(self._vmm)
 
@@ -120,7 +120,7 @@ class QemuDriver:
         """Let all vCPUs go on."""
         await self._reins.resume()
 
-    def destroy(self) -> None:
+    def end(self) -> None:
         """Kill QEMU; one that the stub is just about to start is killed when the bell rings."""
         self._vmm.destroy()
 

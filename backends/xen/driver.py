@@ -65,7 +65,7 @@ class XenDriver:
 
     # Section: making it
 
-    async def prepare(self) -> None:
+    async def create(self) -> None:
         """Make the domain, paused; when that fails or is cancelled, `bury` leaves nothing of it."""
         plan, known, hypervisor = self._plan, self._known, self._tools.hypervisor
         store = await self._watch.connect()
@@ -114,7 +114,7 @@ class XenDriver:
 
     async def adopt(self, told: Told) -> bool | None:
         """Find the domain again and go on where the last supervisor was."""
-        self._ending.attend(told)  # first: whatever fails from here on, `destroy` has somebody to tell
+        self._ending.attend(told)  # first: whatever fails from here on, `end` has somebody to tell
         await self._watch.connect()
         known = self._known
         domain = await self._tools.hypervisor.find(known.uuid)
@@ -154,7 +154,7 @@ class XenDriver:
         """Let the domain go on."""
         await self._tools.hypervisor.unpause(self._known.domid, self._known.uuid)
 
-    def destroy(self) -> None:
+    def end(self) -> None:
         """Destroy the domain; its own task does it and says when it is gone."""
         self._watch.destroy()
 

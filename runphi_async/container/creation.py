@@ -165,7 +165,7 @@ class Creation:
 
     @step
     async def _prepare(self, driver: Driver) -> None:
-        await driver.prepare()
+        await driver.create()
 
     @step
     async def _assemble(self, container: Container, driver: Driver, lifeline: Lifeline) -> Assembly:

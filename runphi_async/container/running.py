@@ -145,7 +145,7 @@ class Running:
     async def _wreck(self) -> None:
         """End the guest by its driver if that still can, and by the kernel if not."""
         try:
-            self.driver.destroy()
+            self.driver.end()
         except Exception:
             log.exception("%s: its driver cannot destroy it", self._container.record.name)
         else:
@@ -241,7 +241,7 @@ class Running:
         if self.ended.is_set():
             return
         try:
-            self.driver.destroy()
+            self.driver.end()
         except Exception as exc:
             self.crashed(exc)
             return

@@ -134,7 +134,7 @@ class FakeDriver:
         """A script plays a machine: it knows no signals and has no UART, but a power button."""
         return Abilities(stops=self, resizes=self, takes_eof=self, hears_bell=self, patience=self._patience)
 
-    async def prepare(self) -> None:
+    async def create(self) -> None:
         """Write the script and make the FIFOs."""
         write_files(self._directory, self._plan.files)
         for name in _FIFOS:
@@ -230,7 +230,7 @@ class FakeDriver:
         self._send(signal.SIGTERM, "stop")
         return True
 
-    def destroy(self) -> None:
+    def end(self) -> None:
         """Kill the script; one that the stub is just about to start is killed when the bell rings."""
         self._child.kill()
 

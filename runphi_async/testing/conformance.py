@@ -134,9 +134,9 @@ class DriverConformance:
     async def test_destroy_twice_is_one_end(self, life: Life) -> None:
         await life.start()
         life.kill()
-        life.driver.destroy()
+        life.driver.end()
         await life.end()
-        life.driver.destroy()
+        life.driver.end()
 
     async def test_a_machine_killed_by_somebody_is_never_success(self, life: Life) -> None:
         await life.start()

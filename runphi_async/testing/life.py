@@ -92,7 +92,7 @@ class Life:
     def told(self) -> Told:
         return Told(
             self._end,
-            lambda printed: self.driver.destroy(),
+            lambda printed: self.driver.end(),
             lambda text: None,
             paused=lambda by: self.others.append(("paused", by)),
             resumed=lambda by: self.others.append(("resumed", by)),
@@ -105,7 +105,7 @@ class Life:
         plan = await self.backend.claim(spec, plan, self.directory.name)
         self.memory = self.backend.remember(plan)
         self.driver = self.backend.driver(plan, str(self.directory))
-        await self.driver.prepare()
+        await self.driver.create()
         kept = self.driver.inheritance()
         null = os.open("/dev/null", os.O_RDWR)
         held = dict.fromkeys(Fd, null) | {Fd.EXIT: self.exit_fd, Fd.CONSOLE: self.held, Fd.BELL: self.bell}
@@ -175,7 +175,7 @@ class Life:
 
     def kill(self, number: int = 9) -> None:
         self.killed_by = number
-        self.driver.destroy()
+        self.driver.end()
 
     async def vmm(self) -> int:
         await until(lambda: stub.read_pid(str(self.directory)), "the stub's word about its child")
@@ -183,7 +183,7 @@ class Life:
 
     async def close(self) -> None:
         if not self.ended.is_set():
-            self.driver.destroy()
+            self.driver.end()
             async with asyncio.timeout(PATIENCE):
                 await self.ended.wait()
         await self.supervisor_dies()

@@ -167,7 +167,7 @@ async def test_a_device_that_is_not_there_is_tried_again(board: CellBoard, tmp_p
     directory = tmp_path / "c1"
     directory.mkdir()
     driver = backend.driver(plan, str(directory))
-    await driver.prepare()
+    await driver.create()
     source = driver.console()
     assert source is not None
     with pytest.raises(SourceError, match=r"the uio device of PCI device 0001:00:00\.0: bind it to uio_ivshmem"):

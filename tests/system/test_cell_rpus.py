@@ -122,7 +122,7 @@ async def test_a_failed_create_leaves_nothing(board: CellBoard, tmp_path: Path) 
             await backend.claim(motor(board), await backend.plan(motor(board)), directory.name), str(directory)
         )
         with pytest.raises(BackendError, match=told):
-            await driver.prepare()
+            await driver.create()
         assert len(links(board)) == 1
         await driver.bury()
         assert (links(board), list(board.cells()), backend.ledger.held()) == ([], [], ())
@@ -133,7 +133,7 @@ async def test_the_next_supervisor_removes_what_was_being_made(board: CellBoard,
     plan = await first.claim(motor(board), await first.plan(motor(board)), "motor")
     directory = tmp_path / "motor"
     directory.mkdir()
-    await first.driver(plan, str(directory)).prepare()  # and then it died
+    await first.driver(plan, str(directory)).create()  # and then it died
     assert len(links(board)) == 1
     second = JailhouseBackend(board.config(), str(tmp_path))
     await second.recall(first.remember(plan), str(directory)).bury()
@@ -157,7 +157,7 @@ async def test_two_processors_two_cells_and_no_third(board: CellBoard, tmp_path:
         directory = tmp_path / f"m{number}"
         directory.mkdir()
         drivers.append(backend.driver(await backend.claim(spec, await backend.plan(spec), spec.id), str(directory)))
-        await drivers[-1].prepare()
+        await drivers[-1].create()
     assert len(links(board)) == 2
     assert [assigned(board, number) for number in (0, 1, 2)] == ["", "0", "1"]
     with pytest.raises(PlanError, match="none is free; 'm0' has 0, 'm1' has 1"):
@@ -175,7 +175,7 @@ async def test_a_firmware_directory_that_cannot_be_written_is_said(board: CellBo
         await backend.claim(motor(board), await backend.plan(motor(board)), "motor"), str(directory)
     )
     with pytest.raises(RunphiError, match=r"reads images below jailhouse\.firmware"):
-        await driver.prepare()
+        await driver.create()
     await driver.bury()
     assert list(board.cells()) == []
 
@@ -188,7 +188,7 @@ async def test_coloured_cells_share_a_range(board: CellBoard, tmp_path: Path) ->
         directory = tmp_path / spec.id
         directory.mkdir()
         drivers.append(backend.driver(await backend.claim(spec, await backend.plan(spec), spec.id), str(directory)))
-        await drivers[-1].prepare()
+        await drivers[-1].create()
     made = [codec.decode((board.place.run / f"{number}.cell").read_bytes()) for number in (1, 2)]
     rams = [next(part for part in cell.memory if part.flags & Mem.COLORED) for cell in made if isinstance(cell, Cell)]
     assert [(ram.phys_start, ram.colors) for ram in rams] == [(0x70000000, 0x0F), (0x70000000, 0xF0)]

@@ -40,7 +40,7 @@ class TestCell(WatchesByTask):
     killed = "somebody else destroyed the cell"
 
     async def machine_made(self, life: Life) -> None:
-        """It is, as soon as ``prepare`` has returned."""
+        """It is, as soon as ``create`` has returned."""
 
     async def kill_machine(self, life: Life) -> None:
         self.board.run("cell", "destroy", "--name", "c1")
@@ -217,7 +217,7 @@ async def failed(place: CellBoard, tmp_path: Path, spec: GuestSpec | None = None
         plan = await backend.claim(spec, await backend.plan(spec), "failed")
         driver = backend.driver(plan, str(directory))
         try:
-            await driver.prepare()
+            await driver.create()
         finally:
             await driver.bury()
     except RunphiError as exc:
@@ -261,7 +261,7 @@ async def test_a_cell_of_somebody_else_is_left_alone(board: CellBoard, tmp_path:
     board.run("cell", "create", str(tmp_path / "theirs.cell"))
     driver = backend.driver(plan, str(directory))
     with pytest.raises(BackendError, match="a cell of that name exists, made by somebody else"):
-        await driver.prepare()
+        await driver.create()
     await driver.bury()
     assert list(board.cells()) == ["c1"]
     assert backend.ledger.held() == ()
@@ -312,7 +312,7 @@ async def test_a_cell_that_was_being_made_is_removed(board: CellBoard, tmp_path:
     plan = await first.claim(guest(board), await first.plan(guest(board)), "c1")
     directory = tmp_path / "c1"
     directory.mkdir()
-    await first.driver(plan, str(directory)).prepare()
+    await first.driver(plan, str(directory)).create()
     assert (directory / PHASE).read_text() == "loaded\n"
     second = JailhouseBackend(board.config(), str(tmp_path))
     await second.recall(first.remember(plan), str(directory)).bury()

@@ -232,7 +232,7 @@ class House:
         record.plan = backend.remember(plan)
         directory = self.supervisor.store.directory(name)
         driver = backend.driver(plan, directory)
-        await driver.prepare()
+        await driver.create()
         for fifo in (*FIFOS, "exit", "bell"):
             os.mkfifo(os.path.join(directory, fifo), 0o600)
         lifeline = Lifeline(name, ())

@@ -135,7 +135,7 @@ async def test_a_start_that_cannot_be_written_down_ends_the_container(
     ("method", "code", "reason"),
     [
         ("settle", 125, "internal error: nobody can say how it ended"),
-        ("destroy", 137, "internal error: nobody thought of this"),
+        ("end", 137, "internal error: nobody thought of this"),
     ],
 )
 async def test_a_driver_that_fails(
@@ -308,7 +308,7 @@ async def test_a_driver_that_never_says_the_end(
 ) -> None:
     """It was told to end the guest, as often as somebody likes, and nothing comes of it."""
     other, guest = await running(timeless, "other"), await running(timeless)
-    monkeypatch.setattr(timeless.drivers["c1"], "destroy", lambda: None)
+    monkeypatch.setattr(timeless.drivers["c1"], "end", lambda: None)
     for _ in range(3):
         await guest.signal(9)
     await until(lambda: OVERDUE in clock.waits)

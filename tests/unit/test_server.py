@@ -168,7 +168,7 @@ async def test_a_verb_that_fails_as_nobody_thought_of_is_one_clients_alone(
         raise ZeroDivisionError("nobody thought of this")
 
     with monkeypatch.context() as patched:
-        patched.setattr(FakeDriver, "prepare", fails)
+        patched.setattr(FakeDriver, "create", fails)
         said = await served.create("c1")
     assert (said.status, said.out) == (1, "")
     assert "internal error" in said.err

@@ -138,7 +138,7 @@ async def test_a_failed_create_is_put_into_words(xen: FakeXen, tmp_path: Path, s
     driver = await prepared(xen, tmp_path, spec)
     xen.fail["create"] = (3, "xc: error: panic: xg_dom_boot.c:119: xc_dom_boot_mem_init: can't allocate low memory\n")
     with pytest.raises(BackendError, match="cannot create the domain: Xen has not enough free memory"):
-        await driver.prepare()
+        await driver.create()
     await driver.bury()
     assert xen.domains == {}
 
@@ -146,7 +146,7 @@ async def test_a_failed_create_is_put_into_words(xen: FakeXen, tmp_path: Path, s
 async def test_a_cancelled_create_leaves_no_domain(xen: FakeXen, tmp_path: Path, spec: GuestSpec) -> None:
     driver = await prepared(xen, tmp_path, spec)
     xen.late.add("create")
-    task = asyncio.ensure_future(driver.prepare())
+    task = asyncio.ensure_future(driver.create())
     await until(lambda: xen.domains)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -160,7 +160,7 @@ async def test_a_create_that_says_yes_and_makes_nothing(xen: FakeXen, tmp_path: 
     driver = await prepared(xen, tmp_path, spec)
     xen.fail["create"] = (0, "")
     with pytest.raises(BackendError, match="Xen knows of none that waits"):
-        await driver.prepare()
+        await driver.create()
     await driver.bury()
 
 
