@@ -118,7 +118,7 @@ class XenDriver:
         await self._watch.connect()
         known = self._known
         domain = await self._tools.hypervisor.find(known.uuid)
-        if known.end is not None or domain is None or domain.dying:
+        if domain is None or domain.dying:
             self._watch.live()
             return None
         known.domid = domain.domid
@@ -131,7 +131,9 @@ class XenDriver:
         await self._attend()
         await self._watch.hear()
         self._init.replaying = False
-        return None if domain.shutdown else known.started
+        if known.end is not None:  # our predecessor wrote its end down: what is left is its console, and to destroy it
+            self._watch.destroy()
+        return None if domain.shutdown or known.end is not None else known.started
 
     # Section: driving it
 

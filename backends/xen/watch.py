@@ -178,11 +178,16 @@ class DomainWatch:
     # Section: the end
 
     async def _take_down(self, failure: str | None) -> None:
-        """Read how the domain ended, drain its console, write both down, destroy it."""
+        """Read how the domain ended, drain its console, write both down, destroy it.
+
+        A supervisor that ends on the way leaves the domain where it is: with it would go what only the domain can tell.
+        """
         try:
             await self._take_evidence(failure or self._ending.failure or None)
-        finally:
+        except Exception:
             await self._tools.hypervisor.destroy(self._known.uuid)
+            raise
+        await self._tools.hypervisor.destroy(self._known.uuid)
 
     async def _take_evidence(self, failure: str | None) -> None:
         hypervisor, known = self._tools.hypervisor, self._known

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.base import Level
-from backends.xen import examine, settings
+from backends.xen import examine, settings, watch
 from backends.xen.backend import XenBackend
+from backends.xen.console import Bridge
 from backends.xen.hypervisor import Hypervisor
 from backends.xen.plan import XenPlan
 from backends.xen.words import Words
@@ -248,6 +249,35 @@ async def test_a_domain_that_cannot_be_destroyed_still_ends(xen: FakeXen, tmp_pa
     life.kill()
     assert (await life.end()).code == 137
     del xen.fail["destroy"]
+    await life.close()
+
+
+@pytest.mark.parametrize("step", ["backends.xen.watch.exit_code", "Bridge.drain", "Hypervisor.destroy"])
+async def test_a_supervisor_that_ends_while_it_takes_an_end_down(
+    xen: FakeXen, tmp_path: Path, spec: GuestSpec, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The domain is all that knows its exit code and its last words: it must stay for the next supervisor."""
+    reached = asyncio.Event()
+
+    async def hang(*given: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    life = await made(xen, tmp_path, spec)
+    await life.start()
+    await life.prompt()
+    with monkeypatch.context() as patched:
+        name, _, attribute = step.rpartition(".")
+        patched.setattr({"Bridge": Bridge, "Hypervisor": Hypervisor}.get(name, watch), attribute, hang)
+        life.type(b"echo last words\n")
+        life.type(b"exit 3\n")
+        await reached.wait()
+        await life.supervisor_dies()
+    assert len(xen.domains) == 1
+    assert await life.adopt() is None
+    await life.expect(b"\nlast words\r\n")
+    assert await life.end() == (3, "exited with 3")
+    assert xen.domains == {}
     await life.close()
 
 
