@@ -14,7 +14,7 @@ from backends.jailhouse import boot, picture
 from backends.jailhouse import examine as examining
 from backends.jailhouse.driver import CellDriver
 from backends.jailhouse.machine import Machine
-from backends.jailhouse.plan import JailhousePlan
+from backends.jailhouse.plan import JailhousePlan, recall
 from backends.jailhouse.planner import JailhousePlanner
 from backends.jailhouse.settings import Jailhouse
 from runphi_async.board import ranges
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from runphi_async.board.claims import Seen
     from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
-
-_decoder = msgspec.json.Decoder(JailhousePlan)
 
 
 class JailhouseBackend(JailhousePlanner):
@@ -127,7 +125,7 @@ class JailhouseBackend(JailhousePlanner):
 
     def recall(self, plan: msgspec.Raw, directory: str) -> CellDriver:
         """Return the driver of an older cell."""
-        return CellDriver(self._machine, _decoder.decode(plan), directory, fresh=False)
+        return CellDriver(self._machine, recall(plan), directory, fresh=False)
 
 
 def backend(config: Config, run_dir: str) -> JailhouseBackend:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from backends import recalled
 from runphi_async.board import ranges
 from runphi_async.board.claims import Claim, bits
-from runphi_async.partition.spec import PartitionPlan
+from runphi_async.partition.channels import Channel
+from runphi_async.partition.spec import GuestKind, PartitionPlan
 from runphi_async.units import human
 
 if TYPE_CHECKING:
@@ -256,3 +258,40 @@ def _load(load: Load) -> str:
     if load.form is Form.RPU:
         return f"{load.form} {load.source}"
     return f"{load.form} {load.source!r} at {load.address:#x}" + (f" {load.size:#x}" if load.size else "")
+
+
+class _Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of a cell before its plan was (records of version 2).
+
+    :ivar console: the channel that is the console, in place of the cell's own.
+    """
+
+    cell: CellPlan
+    console: Channel | None = None
+
+
+_decoder = msgspec.json.Decoder(JailhousePlan)
+_memory = msgspec.json.Decoder(_Memory)
+
+
+def recall(kept: msgspec.Raw) -> JailhousePlan:
+    """Return the plan that a record keeps, as far as a guest's later life asks for it.
+
+    :raises msgspec.ValidationError: it is damaged.
+    """
+    return recalled.plan_of(kept, _decoder, _plan_of)
+
+
+def _plan_of(memory: bytes) -> JailhousePlan:
+    """Of what kind the guest is counts only while its cell is made."""
+    known = _memory.decode(memory)
+    return JailhousePlan(
+        backend="jailhouse",
+        kind=GuestKind.INMATE,
+        arch=known.cell.arch,
+        memory_bytes=0,
+        vcpus=len(known.cell.cpus),
+        cell=known.cell,
+        channels=(known.console,) if known.console is not None else (),
+        console=known.console.name if known.console is not None else None,
+    )

@@ -16,7 +16,7 @@ from backends.guest import nics
 from backends.qemu import accel, gathering, generator, virtiofsd
 from backends.qemu.comm import QMP_FD
 from backends.qemu.driver import QemuDriver
-from backends.qemu.plan import QemuPlan
+from backends.qemu.plan import QemuPlan, recall
 from backends.qemu.settings import Qemu
 from runphi_async.errors import BackendError
 from runphi_async.host import nic
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
 
 log = logging.getLogger(__name__)
-_decoder = msgspec.json.Decoder(QemuPlan)
 #: Where daemons look for programs when the starter's PATH says nothing useful.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -174,7 +173,7 @@ class QemuBackend:
 
     def recall(self, plan: msgspec.Raw, directory: str) -> QemuDriver:
         """Return the driver of an older guest."""
-        return QemuDriver(_decoder.decode(plan), directory, self._config, self._blame)
+        return QemuDriver(recall(plan), directory, self._config, self._blame)
 
 
 def backend(config: Config, run_dir: str) -> QemuBackend:

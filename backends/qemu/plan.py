@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import msgspec
 
+from backends import recalled
 from backends.qemu.virtiofs import Share
-from runphi_async.partition.spec import PartitionPlan
-
-if TYPE_CHECKING:
-    from runphi_async.partition.channels import Channel
+from runphi_async.partition.channels import Channel
+from runphi_async.partition.spec import GuestKind, PartitionPlan
 
 
 class QemuPlan(PartitionPlan, frozen=True, omit_defaults=True):
@@ -35,3 +34,55 @@ class QemuPlan(PartitionPlan, frozen=True, omit_defaults=True):
         if not self.again:
             return shared
         return (*shared, f"# if KVM fails before the guest's init, once more in software: {' '.join(self.again)}")
+
+
+class _Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of a guest before its plan was (records of version 2).
+
+    :ivar console: the channel that is the console.
+    :ivar net: it has interfaces.
+    :ivar again: the stub has a second command line.
+    """
+
+    kind: GuestKind
+    arch: str
+    vcpus: int
+    pins: tuple[int, ...]
+    share: Share | None = None
+    console: Channel | None = None
+    net: bool = False
+    accel: str = "tcg"
+    again: bool = False
+    vouched: bool = False
+
+
+_decoder = msgspec.json.Decoder(QemuPlan)
+_memory = msgspec.json.Decoder(_Memory)
+
+
+def recall(kept: msgspec.Raw) -> QemuPlan:
+    """Return the plan that a record keeps, as far as a guest's later life asks for it.
+
+    :raises msgspec.ValidationError: it is damaged.
+    """
+    return recalled.plan_of(kept, _decoder, _plan_of)
+
+
+def _plan_of(memory: bytes) -> QemuPlan:
+    """Of command lines and addresses it has one empty text each: only whether there are some counts by now."""
+    known = _memory.decode(memory)
+    return QemuPlan(
+        backend="qemu",
+        kind=known.kind,
+        arch=known.arch,
+        memory_bytes=0,
+        vcpus=known.vcpus,
+        pins=known.pins,
+        share=known.share,
+        channels=(known.console,) if known.console is not None else (),
+        console=known.console.name if known.console is not None else None,
+        macs=("",) if known.net else (),
+        accel=known.accel,
+        again=("",) if known.again else (),
+        vouched=known.vouched,
+    )

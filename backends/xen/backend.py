@@ -15,7 +15,7 @@ from backends.xen import examine as examining
 from backends.xen import hypervisor as hypervisors
 from backends.xen.driver import XenDriver
 from backends.xen.gathering import gather
-from backends.xen.plan import XenPlan
+from backends.xen.plan import XenPlan, recall
 from backends.xen.settings import Xen
 from backends.xen.tools import Tools
 from backends.xen.xenstore import PLACES, XenStore
@@ -24,8 +24,6 @@ from runphi_async.errors import BackendError
 if TYPE_CHECKING:
     from runphi_async.config.schema import Config
     from runphi_async.partition.spec import GuestSpec, PartitionPlan
-
-_decoder = msgspec.json.Decoder(XenPlan)
 
 
 class XenBackend:
@@ -103,7 +101,7 @@ class XenBackend:
 
     def recall(self, plan: msgspec.Raw, directory: str) -> XenDriver:
         """Return the driver of an older guest."""
-        return XenDriver(_decoder.decode(plan), directory, self._tools(), fresh=False)
+        return XenDriver(recall(plan), directory, self._tools(), fresh=False)
 
     def _tools(self) -> Tools:
         return Tools(self._xen(), self._connect, self._config.drain_quiet_seconds, self._config.stop_seconds)

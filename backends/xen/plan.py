@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
+from backends import recalled
 from backends.xen import xlcfg
 from backends.xen.boot import GUEST_INITRD, IMAGE
 from backends.xen.comm import keys as channel_keys
 from backends.xen.dev import ROOT_DISK
-from runphi_async.partition.spec import PartitionPlan
+from runphi_async.partition.spec import GuestKind, PartitionPlan
 
 if TYPE_CHECKING:
     from backends.xen.xlcfg import Value
@@ -65,3 +66,43 @@ def configuration(plan: XenPlan, directory: str, uuid: str, disk: str | None = N
         assert isinstance(others, tuple)
         entries["disk"] = (f"{disk},raw,{ROOT_DISK},rw", *others)
     return xlcfg.render(entries)
+
+
+class _Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept of a guest before its plan was (records of version 2).
+
+    :ivar disk_dir: where the disk with its root filesystem was made.
+    :ivar net: it has the container's interfaces.
+    """
+
+    kind: GuestKind
+    disk_dir: str | None = None
+    net: bool = False
+
+
+_decoder = msgspec.json.Decoder(XenPlan)
+_memory = msgspec.json.Decoder(_Memory)
+
+
+def recall(kept: msgspec.Raw) -> XenPlan:
+    """Return the plan that a record keeps, as far as a guest's later life asks for it.
+
+    :raises msgspec.ValidationError: it is damaged.
+    """
+    return recalled.plan_of(kept, _decoder, _plan_of)
+
+
+def _plan_of(memory: bytes) -> XenPlan:
+    """Its one address is empty: only whether there are some counts by now."""
+    known = _memory.decode(memory)
+    return XenPlan(
+        backend="xen",
+        kind=known.kind,
+        arch="",
+        memory_bytes=0,
+        vcpus=0,
+        keys={},
+        id="",
+        disk_dir=known.disk_dir,
+        macs=("",) if known.net else (),
+    )

@@ -27,7 +27,7 @@ from runphi_async.container.initprocess import InitProcess
 from runphi_async.errors import RunphiError, StateError
 from runphi_async.events import Sick
 from runphi_async.record.lifecycle import Event, Status
-from runphi_async.record.store import VERSION
+from runphi_async.record.store import ADOPTABLE, VERSION
 from runphi_async.terminals.console import take_back
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ async def _take_over(supervisor: Supervisor, container: Container) -> None:
     if record.status is Status.CREATING or process is None:
         await burial.bury(supervisor, container, process)
         return
-    if record.version != VERSION:
+    if record.version not in ADOPTABLE:
         process.close()
         raise StateError(f"another version of runPHI made it (record {record.version}, here {VERSION})")
     await _adopt(supervisor, container, process)

@@ -37,13 +37,15 @@ _RESERVED: Final = ("supervisor.", "runc.", "start.", "accel.", "hypervisor.", "
 
 #: Version of the records, of the plans in them, and of the init stub's descriptors, that are made now.
 VERSION: Final = 3
+#: Versions whose living guests can be taken over: the descriptors of 2 are those of 3, and backends read its plans.
+ADOPTABLE: Final = frozenset({2, VERSION})
 
 
 class Record(msgspec.Struct, kw_only=True):
     """All that the supervisor must know again after a restart. Times are seconds since the epoch."""
 
     #: which descriptor of the init stub is which changes with it, and what a driver remembers: a living guest of
-    #: another one cannot be adopted
+    #: one that is not in ``ADOPTABLE`` is left alone
     version: int = 1
     id: str
     #: directory name below the run directory

@@ -177,7 +177,7 @@ class Place:
 
         until(answers, "a new supervisor")
 
-    def _end_supervisor(self) -> None:
+    def end_supervisor(self) -> None:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # there is none, or it is ending by itself
             pid, guardian = self.pid(), self.guardian()
             os.kill(pid, signal.SIGTERM)
@@ -226,10 +226,10 @@ class Place:
         # A client that came back may have started a supervisor beside its guardian's: it finds that out and ends, or it
         # is slow and takes over from the one that ends here.
         settled = time.monotonic() + SETTLE
-        self._end_supervisor()
+        self.end_supervisor()
         while self.processes() and time.monotonic() < settled:
             time.sleep(0.02)
-            self._end_supervisor()
+            self.end_supervisor()
         for pid, words in self.processes().items():
             left.append(f"process {pid}: {words}")
             with contextlib.suppress(ProcessLookupError):

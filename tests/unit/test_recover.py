@@ -28,7 +28,7 @@ from runphi_async.host.files import boot_id
 from runphi_async.lifeline import stub
 from runphi_async.partition.spec import PartitionPlan
 from runphi_async.record.lifecycle import Status
-from runphi_async.record.store import MADE, STATE, VERSION, Record, Store
+from runphi_async.record.store import ADOPTABLE, MADE, STATE, VERSION, Record, Store
 from runphi_async.testing.backend import FakeBackend, FakeDriver
 from tests.unit.clikit import answer
 from tests.unit.containerkit import house
@@ -144,7 +144,7 @@ async def test_a_guest_of_another_version_is_left_alone(tmp_path: Path) -> None:
         record(tmp_path, name)
     with subprocess.Popen(["sleep", "1000"]) as process:
         started_at = int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-        older = record(tmp_path, "older", pid=process.pid, pid_start=started_at, version=VERSION - 1)
+        older = record(tmp_path, "older", pid=process.pid, pid_start=started_at, version=min(ADOPTABLE) - 1)
         older.status = Status.RUNNING
         Store(str(tmp_path / "run")).save(older)
         async with started(tmp_path) as supervisor:
