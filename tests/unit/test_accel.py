@@ -152,9 +152,10 @@ async def test_a_flood_is_bounded() -> None:
 
 
 async def test_marks_have_times_of_the_host() -> None:
-    argv = [sys.executable, "-c", "import time; print('a', flush=True); time.sleep(0.3); print('b', flush=True)"]
+    # a second, of which a busy machine may be late for the first mark by most
+    argv = [sys.executable, "-c", "import time; print('a', flush=True); time.sleep(1); print('b', flush=True)"]
     first, second = (await proof.run(argv, 20)).marks
-    assert second.at - first.at > 0.2
+    assert second.at - first.at > 0.1
 
 
 async def test_a_cancelled_run_leaves_no_process(tmp_path: Path) -> None:
