@@ -294,6 +294,22 @@ class DriverConformance:
         await life.adopt()
         assert (await life.end()).code == {b"exit 5": 5, **self.codes}[typed]
 
+    @pytest.mark.parametrize("seconds", [0.0, 0.002, 0.01, 0.05])
+    async def test_a_supervisor_that_ends_while_the_guest_does(self, life: Life, seconds: float) -> None:
+        """Wherever in taking the end down it stops, the next one finds all that tells how it was."""
+        await life.start()
+        await life.prompt()
+        life.type(b"echo last words\n")
+        life.type(b"exit 7\n")
+        await self.taken(life)
+        await asyncio.sleep(seconds)
+        if not life.ended.is_set():
+            await life.supervisor_dies()
+            await self.machine_ended(life)
+            await life.adopt()
+        await life.expect(b"\nlast words\r\n")
+        assert (await life.end()).code == self.codes[b"exit 7"]
+
     async def test_release_leaves_no_descriptor(self, backend: Backend, spec: GuestSpec, tmp_path: Path) -> None:
         def descriptors() -> int:
             return len(os.listdir("/proc/self/fd"))
