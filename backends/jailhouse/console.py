@@ -28,7 +28,7 @@ class CellConsole:
     def __init__(self, machine: Machine, plan: JailhousePlan, directory: str, progress: Progress, voice: Voice) -> None:
         self._machine = machine
         self._cell = plan.cell
-        self._channel = next((channel for channel in plan.channels if channel.name == plan.console), None)
+        self._channel = plan.console_channel
         self._directory = directory
         self._progress = progress
         self._voice = voice

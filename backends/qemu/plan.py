@@ -23,11 +23,6 @@ class QemuPlan(PartitionPlan, frozen=True, omit_defaults=True):
     #: what the file server shares, None where there is none
     share: Share | None = None
 
-    @property
-    def console_channel(self) -> Channel | None:
-        """The channel that is the console, None where that is the FIFO pair."""
-        return next((channel for channel in self.channels if channel.name == self.console), None)
-
     def conf(self) -> tuple[str, ...]:
         """Say what is shared, and that there is a second command line; show it."""
         shared = (f"virtiofs = {self.share.path}",) if self.share is not None else ()

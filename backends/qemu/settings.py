@@ -7,8 +7,17 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from backends.base import Brings
-from runphi_async.config.section import MIB, BackendSection, MemoryDefault, MemoryMinimum, Section, Size, doc
+from backends.base import STOP_SECONDS, Brings
+from runphi_async.config.section import (
+    MIB,
+    BackendSection,
+    MemoryDefault,
+    MemoryMinimum,
+    Section,
+    Size,
+    StopSeconds,
+    doc,
+)
 
 #: environment variable that stands for ``qemu.accel`` where the file does not name it: tests and hurried people force
 #: software emulation by it
@@ -46,9 +55,7 @@ class Qemu(BackendSection, frozen=True):
     overhead_bytes: Annotated[
         Size, doc("Memory of QEMU itself: added to the container's memory limit for its cgroup.")
     ] = Size(128 * MIB)
-    stop_seconds: Annotated[
-        float, msgspec.Meta(ge=0), doc("How long a guest asked to stop may take before it is destroyed.")
-    ] = 10.0
+    stop_seconds: StopSeconds = STOP_SECONDS
     init_seconds: InitSeconds = InitSeconds()
     memory_default: MemoryDefault = MemoryDefault()
     memory_minimum: MemoryMinimum = MemoryMinimum()

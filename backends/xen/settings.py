@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from backends.base import Brings
-from runphi_async.config.section import MIB, BackendSection, MemoryDefault, MemoryMinimum, Size, doc
+from backends.base import STOP_SECONDS, Brings
+from runphi_async.config.section import MIB, BackendSection, MemoryDefault, MemoryMinimum, Size, StopSeconds, doc
 
 
 class Xen(BackendSection, frozen=True):
@@ -44,9 +44,7 @@ class Xen(BackendSection, frozen=True):
         msgspec.Meta(ge=0.01),
         doc("Silence after which the console of a domain that ended is taken to be complete."),
     ] = 0.1
-    stop_seconds: Annotated[
-        float, msgspec.Meta(ge=0), doc("How long a guest asked to stop may take before it is destroyed.")
-    ] = 10.0
+    stop_seconds: StopSeconds = STOP_SECONDS
     memory_default: MemoryDefault = MemoryDefault()
     memory_minimum: MemoryMinimum = MemoryMinimum()
 

@@ -67,6 +67,12 @@ class BackendSection(Section, frozen=True):
         return ()
 
 
+#: What a backend's ``stop_seconds`` is.
+StopSeconds = Annotated[
+    float, msgspec.Meta(ge=0), doc("How long a guest asked to stop may take before it is destroyed.")
+]
+
+
 class MemoryDefault(Section, frozen=True):
     """RAM of a guest whose container sets no memory limit, for each kind of guest."""
 

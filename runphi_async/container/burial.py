@@ -77,23 +77,22 @@ async def bury(supervisor: Supervisor, container: Container, process: Process | 
     container.settled.set()
 
 
-async def _bury_machine(supervisor: Supervisor, container: Container) -> None:
-    """End what is not in the container's cgroup: a domain, a cell."""
-    record = container.record
-    if record.boot_id != boot_id():
-        return
-    try:
-        await (await recall(supervisor, container)).bury()
-    except Exception as exc:
-        log.error("%s: cannot end its guest: %r", record.name, exc)
-
-
 async def release(supervisor: Supervisor, container: Container) -> None:
     """Let go of what a guest that has ended had outside its record, where it still has it."""
+    await _bury_machine(supervisor, container, "let go of what it had", logging.WARNING)
+
+
+async def _bury_machine(
+    supervisor: Supervisor, container: Container, what: str = "end its guest", level: int = logging.ERROR
+) -> None:
+    """End what is not in the container's cgroup: a domain, a cell.
+
+    :param what: as it is logged, behind "cannot".
+    """
     record = container.record
     if record.boot_id != boot_id():
         return
     try:
         await (await recall(supervisor, container)).bury()
     except Exception as exc:
-        log.warning("%s: cannot let go of what it had: %r", record.name, exc)
+        log.log(level, "%s: cannot %s: %r", record.name, what, exc)

@@ -150,15 +150,14 @@ async def _adopt(supervisor: Supervisor, container: Container, process: Process)
 async def _find_status(container: Container, running: Running) -> None:
     """The record may lag one step behind the guest: `cont` or `stop` was the last thing that was done."""
     record = container.record
+    started: bool | None = record.status is Status.STARTING or None
     try:
         started = await running.driver.adopt(running.told())
     except RunphiError as exc:
         # A full console of an aarch64 guest stops its QEMU from answering: the guest is there all the same.
         log.warning("%s: adopted without an answer: %s", record.name, exc)
-        started = record.status is Status.STARTING or None
     except Exception:
         log.exception("%s: adopted without an answer", record.name)
-        started = record.status is Status.STARTING or None
     if started is None:
         return
     step = container.lifecycle.tell(Event.STARTED if started else Event.NOT_STARTED)

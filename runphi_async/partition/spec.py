@@ -140,6 +140,11 @@ class PartitionPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     #: one sentence a decision, for people
     explain: tuple[str, ...] = ()
 
+    @property
+    def console_channel(self) -> Channel | None:
+        """The channel that is the console, None where that is the FIFO pair."""
+        return next((channel for channel in self.channels if channel.name == self.console), None)
+
     def kept(self) -> Self:
         """Return what stays of it in the record, for whoever takes the guest over: files lie there by themselves."""
         return msgspec.structs.replace(self, files={}, explain=())

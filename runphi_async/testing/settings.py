@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
-
-import msgspec
+from typing import Final
 
 from backends.base import STOP_SECONDS, Brings
-from runphi_async.config.section import BackendSection, doc
+from runphi_async.config.section import BackendSection, StopSeconds
 
 
 class Fake(BackendSection, frozen=True):
     """The backend for tests, whose guests are shell scripts."""
 
-    stop_seconds: Annotated[
-        float, msgspec.Meta(ge=0), doc("How long a guest asked to stop may take before it is destroyed.")
-    ] = STOP_SECONDS
+    stop_seconds: StopSeconds = STOP_SECONDS
 
 
 BRINGS: Final = Brings(section=Fake)

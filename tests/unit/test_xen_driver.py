@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.base import Level
-from backends.xen import examine, settings, watch
+from backends.xen import examine, settings
 from backends.xen.backend import XenBackend
-from backends.xen.console import Bridge
 from backends.xen.hypervisor import Hypervisor
 from backends.xen.plan import XenPlan
 from backends.xen.words import Words
@@ -252,7 +251,7 @@ async def test_a_domain_that_cannot_be_destroyed_still_ends(xen: FakeXen, tmp_pa
     await life.close()
 
 
-@pytest.mark.parametrize("step", ["backends.xen.watch.exit_code", "Bridge.drain", "Hypervisor.destroy"])
+@pytest.mark.parametrize("step", ["watch.exit_code", "console.Bridge.drain", "hypervisor.Hypervisor.destroy"])
 async def test_a_supervisor_that_ends_while_it_takes_an_end_down(
     xen: FakeXen, tmp_path: Path, spec: GuestSpec, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -267,8 +266,7 @@ async def test_a_supervisor_that_ends_while_it_takes_an_end_down(
     await life.start()
     await life.prompt()
     with monkeypatch.context() as patched:
-        name, _, attribute = step.rpartition(".")
-        patched.setattr({"Bridge": Bridge, "Hypervisor": Hypervisor}.get(name, watch), attribute, hang)
+        patched.setattr(f"backends.xen.{step}", hang)
         life.type(b"echo last words\n")
         life.type(b"exit 3\n")
         await reached.wait()
